@@ -1,0 +1,177 @@
+"""The composition root of a worker: nothing else constructs its parts.
+
+Engine ─ clock, membership, watchdog        what the parts share
+Faust app ─ consumer, table, recovery       kafka/
+agents: ingress, sessions, effects          stages/, each over its topics
+timers                                      the wheels
+web server                                  views/
+"""
+
+import asyncio
+from typing import Any, Final
+
+import structlog
+
+from agents_stream.client import AgentsStream
+from agents_stream.core.errors import TerminalError
+from agents_stream.kafka import topic_admin
+from agents_stream.kafka.appender import Appender, Line, Pending
+from agents_stream.kafka.connection import require_broker
+from agents_stream.kafka.engine import Engine, consumer_of, create_app
+from agents_stream.kafka.fail_stop import fail_stop
+from agents_stream.kafka.table import TABLE_NAME, SessionTable
+from agents_stream.kafka.topics import ACTIONS, CLOCK, JOURNAL, SESSIONS_CHANGELOG
+from agents_stream.kafka.worker_reads import WorkerReads
+from agents_stream.settings import Settings
+from agents_stream.stages.effects import Effects
+from agents_stream.stages.ingress import Ingress
+from agents_stream.stages.sessions import Sessions
+from agents_stream.stages.timers import Timers
+from agents_stream.views.server import WebServer
+
+log = structlog.get_logger()
+
+STOP_LIMIT_S: Final = 25.0
+CLOCK_PROBE_S: Final = 20.0
+BROKER_LIMIT_S: Final = 25.0
+
+
+class Worker:
+    """One worker of the cluster: built by the constructor, alive between `start` and `stop`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.engine = Engine(settings)
+        self.faust = create_app(self.engine)
+        self.table: SessionTable = self._declare_table()
+        self.timers = Timers(self.engine)
+        self.ingress = Ingress(self.engine, self.faust)
+        self.sessions = Sessions(self.engine, self.faust, self.table, self.timers)
+        self.effects = Effects(self.engine, self.faust)
+        self.reads = WorkerReads(self.engine, self.faust, self.table, self.timers.sizes)
+        self.producer = AgentsStream.from_settings(settings)
+        self.web = WebServer(settings, self.reads, self.producer)
+        self._prober = Appender(settings, self.engine.clock)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.engine.assign_hooks.append(self._rebuild_wheel)
+        self._declare_agents()
+
+    def _declare_table(self) -> SessionTable:
+        changelog = self.faust.topic(
+            self.engine.topic(SESSIONS_CHANGELOG), key_type=bytes, value_type=bytes
+        )
+        table: Any = self.faust.Table(
+            TABLE_NAME,
+            key_type=bytes,
+            value_type=bytes,
+            partitions=self.engine.settings.partitions,
+            changelog_topic=changelog,
+        )
+        assert isinstance(table, SessionTable)
+        return table
+
+    def _declare_agents(self) -> None:
+        """One Faust agent per stage, over the topics that it consumes."""
+        for stage, topics in (
+            (self.ingress, self.ingress.inputs),
+            (self.sessions, (self.engine.topic(JOURNAL),)),
+            (self.effects, (self.engine.topic(ACTIONS),)),
+        ):
+            channel = self.faust.topic(*topics, key_type=bytes, value_type=bytes)
+            self.faust.agent(channel, name=stage.name)(stage.run)
+
+    async def _rebuild_wheel(self, partition: int) -> None:
+        await self.timers.rebuild(partition, self.table.rows(partition))
+
+    async def start(self) -> None:
+        """Start everything; returns once the partitions are owned and recovered.
+
+        Raises:
+            BrokerUnreachable: Kafka does not answer.
+            TerminalError: the topics would break a guarantee, or the port is in use.
+
+        """
+        settings = self.engine.settings
+        await require_broker(settings, BROKER_LIMIT_S)
+        await refuse_broken_topics(settings)
+        self.engine.watchdog.start()
+        await self.producer.start()
+        await self.web.start()
+        await self._prober.start()
+        await self._probe_clock()
+        for part in (self.ingress, self.sessions, self.effects, self.timers):
+            await part.start()
+        self._tasks.append(asyncio.create_task(self._probe_for_ever(), name="clock"))
+        tables: Any = self.faust.tables
+        self.engine.watchdog.gauge("recovery", tables.recovery.stalled_s)
+        await self.faust.start()
+        log.info("worker ready", url=settings.public_url, group=settings.group_id)
+
+    async def stop(self) -> None:
+        """Finish the batches in hand, commit, leave the group, put the rows away."""
+        try:
+            async with asyncio.timeout(STOP_LIMIT_S):
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+                consumer = consumer_of(self.faust)
+                consumer.stop_flow()
+                await consumer.wait_empty()
+                await self.timers.stop()
+                for partition in list(self.table.partitions_owned):
+                    self.table.close_partition(partition, complete=True)
+                await self.faust.stop()
+                for part in (self.ingress, self.sessions, self.effects):
+                    await part.stop()
+                await self._prober.stop()
+                await self.web.stop()
+                await self.producer.close()
+        except TimeoutError:
+            fail_stop(f"the worker did not stop within {STOP_LIMIT_S:g} s")
+        self.engine.watchdog.stop()
+
+    async def _probe_clock(self) -> None:
+        """Append to `session.clock`: the ack tells the broker's time."""
+        probe = Pending()
+        probe.add(self.engine.topic(CLOCK), 0, Line(None, b"{}"))
+        await self._prober.append(probe)
+
+    async def _probe_for_ever(self) -> None:
+        """Keep the bound fresh where nothing else is appended."""
+        while True:
+            await asyncio.sleep(CLOCK_PROBE_S)
+            if self.engine.clock.age_ms() > CLOCK_PROBE_S * 1_000:
+                try:
+                    await self._probe_clock()
+                except Exception as error:  # noqa: BLE001 - any failure to append is the same
+                    fail_stop(f"the clock probe failed: {error}", error)
+
+
+async def refuse_broken_topics(settings: Settings) -> None:
+    """Refuse to work on topics that would break a guarantee.
+
+    Raises:
+        TerminalError: with every difference that matters.
+
+    """
+    broken = [item for item in await topic_admin.check(settings) if item.breaks_guarantee]
+    if broken:
+        words = "; ".join(item.sentence for item in broken[:10])
+        raise TerminalError(
+            f"the topics would break a guarantee: {words}. Run `agents-stream topics apply` for "
+            "what is missing, and mend the rest by hand (`agents-stream topics check` lists it)"
+        )
+
+
+async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
+    """Run a worker until `stop` is set."""
+    worker = Worker(settings)
+    starting: asyncio.Task[Any] = asyncio.create_task(worker.start())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return
+    await starting
+    await stopping
+    await worker.stop()

@@ -1,0 +1,348 @@
+"""Faust's consumer, hardened: in the worker's own loop, by batch, committing only what is done.
+
+Faust delivers record by record through a second thread and commits what its books say. Here
+(FAUST.md names each hole):
+
+- The aiokafka consumer lives in the worker's event loop: no hop between threads per fetch.
+- A fetch is handed on whole, one `Batch` per partition, without a task or callback per record.
+- Whatever was fetched is taken at once, so that no partition is left out of the next long poll
+  (a partition left out waits for up to the whole fetch wait: the "1.5 s stall").
+- A commit is our own done-offset per partition and nothing else (H3, H6), forgotten at a revoke.
+- A revoke waits for the stages with a limit, and every batch carries its epoch, so that nothing
+  fetched before a rebalance is worked on after it.
+- Records of aborted transactions are never delivered (`read_committed`).
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import aiokafka
+import structlog
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.structs import ConsumerRecord, OffsetAndMetadata, TopicPartition
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
+from faust.types import TP
+from mode.services import Service
+from mode.utils.futures import maybe_async
+
+from agents_stream.kafka.connection import client_options
+from agents_stream.kafka.fail_stop import fail_stop
+
+if TYPE_CHECKING:
+    from agents_stream.kafka.engine import Engine
+
+log = structlog.get_logger()
+
+SESSION_TIMEOUT_MS: Final = 6_000
+HEARTBEAT_MS: Final = 1_000
+REBALANCE_TIMEOUT_MS: Final = 20_000
+FETCH_WAIT_MS: Final = 500
+POLL_S: Final = 0.1
+REVOKE_LIMIT_S: Final = 15.0
+MAX_FETCH_BYTES: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one fetch brought for one partition.
+
+    `position` is the consumer's next offset: beyond the last record where transaction markers or
+    deleted heads follow, so a batch may have no records at all.
+    """
+
+    topic: str
+    partition: int
+    records: tuple[ConsumerRecord, ...]
+    position: int
+    epoch: int
+
+
+class InLoopThread(AIOKafkaConsumerThread):
+    """Faust's consumer thread without the thread: the same methods, in the caller's loop."""
+
+    wait_for_shutdown = False
+    consumer: "BatchConsumer"
+
+    def __init__(self, consumer: "BatchConsumer", **kwargs: Any) -> None:
+        super().__init__(consumer, thread_loop=asyncio.get_running_loop(), **kwargs)
+
+    async def on_start(self) -> None:
+        """Connect, and watch the heartbeats from the first one on."""
+        await super().on_start()
+        self.consumer.engine.membership.watch(self._ensure_consumer())
+
+    async def start(self) -> None:
+        """Start in this loop."""
+        self._thread_started.set()
+        await Service.start(self)
+
+    async def stop(self) -> None:
+        """Leave the group and disconnect."""
+        if self._consumer is not None:
+            await self._consumer.stop()
+            self._consumer = None
+        self._stopped.set()
+
+    async def call_thread(self, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """There is no other thread: just call."""
+        return await maybe_async(fun(*args, **kwargs))
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Hand over to Faust's consumer."""
+        await self.consumer.on_partitions_revoked(revoked)
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Hand over to Faust's consumer."""
+        await self.consumer.on_partitions_assigned(assigned, generation_id)
+
+    def _create_worker_consumer(self, transport: Transport) -> aiokafka.AIOKafkaConsumer:  # noqa: ARG002
+        self._assignor = self.app.assignor
+        return aiokafka.AIOKafkaConsumer(
+            **client_options(self.consumer.engine.settings),
+            group_id=self.app.conf.id,
+            partition_assignment_strategy=[self._assignor],
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            max_partition_fetch_bytes=MAX_FETCH_BYTES,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            session_timeout_ms=SESSION_TIMEOUT_MS,
+            heartbeat_interval_ms=HEARTBEAT_MS,
+            rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
+            max_poll_interval_ms=24 * 3_600_000,  # our own watchdog watches; see fail_stop.py
+            request_timeout_ms=30_000,
+            metadata_max_age_ms=60_000,
+        )
+
+
+@dataclass(slots=True)
+class _Backlog:
+    """What of a partition was fetched and is not done: bounds the memory it may take."""
+
+    fetched: deque[tuple[int, int]] = field(default_factory=deque)
+    size: int = 0
+    paused: bool = False
+
+    def add(self, next_offset: int, size: int) -> None:
+        self.fetched.append((next_offset, size))
+        self.size += size
+
+    def done(self, offset: int) -> None:
+        while self.fetched and self.fetched[0][0] <= offset:
+            self.size -= self.fetched.popleft()[1]
+
+
+class BatchConsumer(Consumer):
+    """Faust's consumer as described at the top of this module."""
+
+    _thread: InLoopThread
+
+    def __init__(self, transport: "BatchTransport", *args: Any, **kwargs: Any) -> None:
+        self.engine: Engine = transport.engine
+        self.epoch = 0
+        self.polled_at = time.monotonic()
+        self._done: dict[TP, int] = {}
+        self._committed: dict[TP, int] = {}
+        self._positions: dict[TP, int] = {}
+        self._backlogs: dict[TP, _Backlog] = {}
+        super().__init__(transport, *args, **kwargs)
+
+    def _new_consumer_thread(self) -> InLoopThread:
+        return InLoopThread(self, loop=self.loop, beacon=self.beacon)
+
+    @property
+    def kafka(self) -> aiokafka.AIOKafkaConsumer:
+        """The aiokafka consumer underneath."""
+        return self._thread._ensure_consumer()  # noqa: SLF001 - Faust has no public way
+
+    def done(self, topic: str, partition: int, offset: int) -> None:
+        """Everything below `offset` is done: it may be committed, and its memory is free."""
+        tp = TP(topic, partition)
+        self._done[tp] = offset
+        if (backlog := self._backlogs.get(tp)) is None:
+            return
+        backlog.done(offset)
+        if backlog.paused and backlog.size < self.engine.max_backlog_bytes // 2:
+            backlog.paused = False
+            self.kafka.resume(_aiokafka(tp))
+
+    def lag_of(self, tp: TP, end: int) -> int:
+        """How many offsets lie between what is done and `end`."""
+        return max(0, end - self._done.get(tp, end))
+
+    def done_offsets(self) -> Mapping[TP, int]:
+        """What is done, by partition."""
+        return self._done
+
+    # -- fetching ---------------------------------------------------------------------------
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        """Take whatever has been fetched, at once, and hand it to the stages' queues."""
+        try:
+            while not (self.should_stop or fetcher.should_stop):
+                self.polled_at = time.monotonic()
+                if not self.flow_active:
+                    await asyncio.wait(
+                        [asyncio.ensure_future(self.can_resume_flow.wait())], timeout=POLL_S
+                    )
+                    continue
+                fetched = await self.kafka.getmany(timeout_ms=int(POLL_S * 1_000))
+                self._take(fetched)
+        except asyncio.CancelledError:
+            raise
+        except KafkaError as error:
+            if not self.should_stop:
+                fail_stop(f"consuming from Kafka failed: {error}", error)
+
+    def _take(self, fetched: Mapping[TopicPartition, list[ConsumerRecord]]) -> None:
+        """Hand on what was fetched, unless the flow was stopped meanwhile: then read it again."""
+        if self.flow_active:
+            self._deliver(fetched)
+            return
+        for tp, records in fetched.items():
+            if tp in self.kafka.assignment():
+                self.kafka.seek(tp, records[0].offset)
+
+    def _deliver(self, fetched: Mapping[TopicPartition, list[ConsumerRecord]]) -> None:
+        """One batch per partition that brought records or whose position moved."""
+        assignment = self.kafka._subscription.subscription.assignment  # noqa: SLF001
+        for tp in assignment.tps:
+            state = assignment.state_value(tp)
+            if tp not in self._positions or not state.has_valid_position:
+                continue
+            records = fetched.get(tp, [])
+            position = state.position
+            if not records and position == self._positions[tp]:
+                continue
+            self._positions[tp] = position
+            self._account(TP(*tp), records, position)
+            batch = Batch(tp.topic, tp.partition, tuple(records), position, self.epoch)
+            for channel in self.app.topics._tp_index[tp]:  # type: ignore[attr-defined] # noqa: SLF001
+                channel.queue.put_nowait(batch)
+
+    def _account(self, tp: TP, records: list[ConsumerRecord], position: int) -> None:
+        size = 0
+        for record in records:
+            size += 100 + len(record.value or b"") + len(record.key or b"")
+            if record.timestamp_type == 1:
+                self.engine.clock.observe(record.timestamp)
+        backlog = self._backlogs.setdefault(tp, _Backlog())
+        backlog.add(position, size)
+        if backlog.size > self.engine.max_backlog_bytes and not backlog.paused:
+            backlog.paused = True
+            self.kafka.pause(_aiokafka(tp))
+
+    # -- positions --------------------------------------------------------------------------
+
+    async def perform_seek(self) -> None:
+        """Go to the committed offsets; where there are none, to the beginning, and commit that.
+
+        From the first assignment on every partition has a committed offset. One without on a
+        topic that is not empty has lost it (Kafka forgets a group that was away for a week).
+        """
+        tps = [_aiokafka(tp) for tp in self.assignment() if not self._is_changelog_tp(tp)]
+        coordinator = self.kafka._coordinator  # noqa: SLF001 - one request for all partitions
+        committed = {
+            tp: meta.offset
+            for tp, meta in (await coordinator.fetch_committed_offsets(tps)).items()
+            if meta.offset >= 0
+        }
+        beginnings = await self.kafka.beginning_offsets(tps) if tps else {}
+        ends = await self.kafka.end_offsets(tps) if tps else {}
+        self._positions = {}
+        self._backlogs = {}
+        for tp in tps:
+            start = committed.get(tp)
+            if start is None:
+                self.engine.refuse_forgotten(tp.topic, empty=beginnings[tp] >= ends[tp])
+                start = ends[tp] if self.engine.settings.start_from == "latest" else beginnings[tp]
+            elif start > ends[tp]:
+                log.warning(
+                    "a topic ends before its committed offset, it is read from its beginning",
+                    topic=tp.topic,
+                    partition=tp.partition,
+                    committed=start,
+                    end=ends[tp],
+                )
+                start = beginnings[tp]
+            self.kafka.seek(tp, max(start, beginnings[tp]))
+            self._positions[TP(*tp)] = -1
+            self._done[TP(*tp)] = start
+        self._committed = {TP(*tp): offset for tp, offset in committed.items()}
+        await self.commit()
+
+    def pause_partitions(self, tps: Any) -> None:
+        """Stop fetching; at aiokafka's level too, so that nothing piles up."""
+        super().pause_partitions(tps)
+        assigned = self.kafka.assignment()
+        self.kafka.pause(*(_aiokafka(tp) for tp in tps if tp in assigned))
+
+    def resume_partitions(self, tps: Any) -> None:
+        """Fetch again."""
+        super().resume_partitions(tps)
+        assigned = self.kafka.assignment()
+        self.kafka.resume(*(_aiokafka(tp) for tp in tps if tp in assigned))
+
+    # -- commits ----------------------------------------------------------------------------
+
+    async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002, FBT001, FBT002 - Faust's signature
+        """Commit what is done, never more; what Kafka refuses is done again by the next owner."""
+        assigned = self.kafka.assignment()
+        news = {
+            _aiokafka(tp): OffsetAndMetadata(offset, "")
+            for tp, offset in self._done.items()
+            if self._committed.get(tp) != offset and tp in assigned
+        }
+        if not news:
+            return False
+        try:
+            await self.kafka.commit(news)
+        except (CommitFailedError, IllegalStateError) as error:
+            log.info("commit refused, the partitions have moved", error=str(error))
+            return False
+        except KafkaError as error:
+            if not error.retriable:
+                fail_stop(f"committing offsets failed: {error}", error)
+            log.warning("commit failed, it is tried again", error=str(error))
+            return False
+        self._committed.update({TP(*tp): meta.offset for tp, meta in news.items()})
+        return True
+
+    async def wait_empty(self) -> None:
+        """At a revoke and at the end: let every stage finish its batch, commit, forget."""
+        stages = self.engine.stages
+        try:
+            async with asyncio.timeout(REVOKE_LIMIT_S):
+                for stage in stages:
+                    await stage.lock.acquire()
+        except TimeoutError:
+            fail_stop(f"a stage did not finish its batch within {REVOKE_LIMIT_S:g} s of a revoke")
+        try:
+            if self._thread._consumer is not None:  # noqa: SLF001
+                await self.commit()
+            self.epoch += 1
+            self._done.clear()
+            self._positions.clear()
+            self._backlogs.clear()
+            self.engine.on_revoked()
+        finally:
+            for stage in stages:
+                stage.lock.release()
+
+    async def verify_all_partitions_active(self) -> None:
+        """Faust's detector reads Faust's books, which we do not keep; see `watch.py` for ours."""
+
+
+class BatchTransport(Transport):
+    """Faust's transport with the consumer above."""
+
+    Consumer = BatchConsumer
+    engine: "Engine"
+
+
+def _aiokafka(tp: Any) -> TopicPartition:
+    return TopicPartition(tp[0], tp[1])

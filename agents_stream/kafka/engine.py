@@ -1,0 +1,136 @@
+"""The hardened Faust engine: one app whose settings and subclasses close the holes of FAUST.md.
+
+What Faust gives: the agents and their streams, the consumer group with its assignor (all topics
+of a partition number on one worker, and who owns what), the table and its changelog. What is
+replaced, and why, stands at the top of `consumer.py`, `appender.py` and `recovery.py`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import faust
+from yarl import URL
+
+from agents_stream.kafka import topics as names
+from agents_stream.kafka.appender import Appender
+from agents_stream.kafka.clock import BrokerClock
+from agents_stream.kafka.consumer import (
+    HEARTBEAT_MS,
+    REBALANCE_TIMEOUT_MS,
+    SESSION_TIMEOUT_MS,
+    BatchConsumer,
+    BatchTransport,
+)
+from agents_stream.kafka.fail_stop import Watchdog, fail_stop
+from agents_stream.kafka.membership import Membership
+from agents_stream.kafka.recovery import SessionTableManager
+from agents_stream.kafka.table import SessionTable
+from agents_stream.settings import Settings
+
+COMMIT_INTERVAL_S: Final = 0.25
+MAX_BACKLOG_BYTES: Final = 8 * 1024 * 1024
+
+
+class Stage(Protocol):
+    """What the engine asks of a stage: a lock that it holds while it works on a batch."""
+
+    lock: asyncio.Lock
+
+
+@dataclass(slots=True)
+class Engine:
+    """What the parts of one worker share. Built by `app.py`, used by the Faust subclasses."""
+
+    settings: Settings
+    clock: BrokerClock = field(default_factory=BrokerClock)
+    membership: Membership = field(default_factory=Membership)
+    watchdog: Watchdog = field(default_factory=Watchdog)
+    stages: list[Stage] = field(default_factory=list)
+    revoke_hooks: list[Callable[[], None]] = field(default_factory=list)
+    assign_hooks: list[Callable[[int], Awaitable[None]]] = field(default_factory=list)
+    max_backlog_bytes: int = MAX_BACKLOG_BYTES
+    sessions_appender: Appender = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sessions_appender = Appender(self.settings, self.clock)
+
+    def fence_timestamp(self) -> int:
+        """The stamp of a changelog record now: see `membership.py`."""
+        proven = self.membership.proven_at_ms
+        if proven is None:
+            fail_stop("a changelog record was to be written without a proven membership")
+        return self.clock.at(proven)
+
+    def topic(self, name: str) -> str:
+        """The full name of one of our topics."""
+        return names.load_topics().name(name, self.settings.topic_prefix)
+
+    def on_revoked(self) -> None:
+        """The partitions are gone: whatever was derived from them goes too."""
+        self.membership.forget()
+        for hook in self.revoke_hooks:
+            hook()
+
+    def refuse_forgotten(self, topic: str, *, empty: bool) -> None:
+        """End the process where going on from the beginning would do everything again."""
+        if empty or topic != self.topic(names.ACTIONS):
+            return
+        if self.settings.start_from is not None:
+            return
+        fail_stop(
+            f"the group {self.settings.group_id} has no committed offset on {topic}, which is not "
+            "empty: Kafka forgets a group that was away for a week. Going on from the beginning "
+            "would ask the tools for everything again. Say where to begin with "
+            "AGENTS_STREAM_START_FROM=earliest or latest"
+        )
+
+
+def create_app(engine: Engine) -> faust.App:
+    """A Faust app with our consumer, table and recovery, and with nothing else of Faust's on."""
+    settings = engine.settings
+    app = faust.App(
+        settings.group_id,
+        broker=[URL(f"kafka://{server}") for server in settings.bootstrap_servers.split(",")],
+        store="memory://",
+        Table=SessionTable,
+        TableManager=SessionTableManager,
+        web_enabled=False,
+        canonical_url=URL(settings.public_url),
+        datadir=str(settings.data_dir / "faust"),
+        processing_guarantee="at_least_once",
+        topic_partitions=settings.partitions,
+        topic_replication_factor=settings.replication,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        table_standby_replicas=0,
+        stream_wait_empty=True,
+        stream_publish_on_commit=False,
+        producer_acks=-1,
+        broker_commit_interval=COMMIT_INTERVAL_S,
+        broker_session_timeout=SESSION_TIMEOUT_MS / 1_000,
+        broker_heartbeat_interval=HEARTBEAT_MS / 1_000,
+        broker_rebalance_timeout=REBALANCE_TIMEOUT_MS / 1_000,
+        consumer_auto_offset_reset="earliest",
+    )
+    transport = BatchTransport(app.conf.broker_consumer, app)
+    transport.engine = engine
+    app.transport = transport
+    app.engine = engine  # type: ignore[attr-defined] # for table and recovery
+    quiet_faust()
+    return app
+
+
+def quiet_faust() -> None:
+    """Raise the loggers' levels: Faust formats three debug records a message for nobody."""
+    for name in ("faust", "mode", "aiokafka", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def consumer_of(app: Any) -> BatchConsumer:
+    """The consumer of a started app."""
+    consumer = app.consumer
+    assert isinstance(consumer, BatchConsumer)
+    return consumer

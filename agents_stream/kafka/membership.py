@@ -1,0 +1,53 @@
+"""Membership: when this worker was last known to own its partitions (the time fence of G9).
+
+The changelog's records carry as their timestamp a lower bound of the brokers' time at which the
+last good heartbeat of this generation was sent. The broker refuses stamps older than the topic's
+`message.timestamp.before.max.ms`, which is shorter than the session timeout. Whoever takes over
+can do so only a session timeout after that heartbeat: so a worker that was paused or cut off,
+and still believes that it owns a partition, cannot write over its successor's records.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from agents_stream.kafka.clock import monotonic_ms
+
+_AGAIN_S: Final = 0.1
+
+
+class Membership:
+    """Knows the local time at which the last good heartbeat of this generation was sent."""
+
+    def __init__(self) -> None:
+        self.proven_at_ms: float | None = None
+        self._heartbeat: Callable[[], Awaitable[bool]] | None = None
+
+    def watch(self, consumer: Any) -> None:
+        """Note every heartbeat of a started aiokafka consumer from now on."""
+        coordinator = consumer._coordinator  # noqa: SLF001 - aiokafka has no public hook
+        original = coordinator._do_heartbeat  # noqa: SLF001
+
+        async def heartbeat() -> bool:
+            sent_at_ms, generation = monotonic_ms(), coordinator.generation
+            good: bool = await original()
+            # Good while the group rebalances says only that we are still waited for.
+            rejoining = coordinator._rejoin_needed_fut.done()  # noqa: SLF001
+            if good and not rejoining and coordinator.generation == generation:
+                self.proven_at_ms = sent_at_ms
+            return good
+
+        coordinator._do_heartbeat = heartbeat  # noqa: SLF001
+        self._heartbeat = heartbeat
+
+    def forget(self) -> None:
+        """The partitions are gone; the next generation must prove itself anew."""
+        self.proven_at_ms = None
+
+    async def prove(self) -> None:
+        """Wait for a good heartbeat of this generation, asking for one at once."""
+        assert self._heartbeat is not None, "the consumer has been started"
+        while self.proven_at_ms is None:
+            await self._heartbeat()
+            if self.proven_at_ms is None:
+                await asyncio.sleep(_AGAIN_S)

@@ -1,0 +1,33 @@
+"""The worker's metrics, in Prometheus' default registry. Labels are closed lists, never ids."""
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_MS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.5, 5, 30, 300)
+
+INPUTS: Final = Counter(
+    "agents_stream_journal_entries", "Records accepted into the journal", ["name"]
+)
+KEYLESS: Final = Counter("agents_stream_keyless_records", "Accepted records without a key")
+DEAD_LETTERS: Final = Counter(
+    "agents_stream_dead_letters", "Records and commands put into the dead letters", ["reason"]
+)
+DECISIONS: Final = Counter(
+    "agents_stream_decisions", "Journal entries decided on", ["kind", "name"]
+)
+REASONS: Final = Counter(
+    "agents_stream_reasons", "Why a decision did nothing, or less than one may think", ["reason"]
+)
+ACTIONS: Final = Counter("agents_stream_actions", "Actions published by effects", ["type"])
+DEADLINES_ENDED: Final = Counter(
+    "agents_stream_deadlines_ended", "Deadlines that ended", ["name", "end"]
+)
+LATENESS: Final = Histogram(
+    "agents_stream_deadline_lateness_seconds",
+    "From the due time to the deadline's place in the journal",
+    buckets=_MS,
+)
+PENDING_TIMERS: Final = Gauge("agents_stream_pending_timers", "Deadlines in the wheels")
+SESSIONS: Final = Gauge("agents_stream_session_records", "Rows in this worker's table")
+RECOVERY_SECONDS: Final = Gauge("agents_stream_recovery_seconds", "The last recovery's duration")

@@ -1,0 +1,63 @@
+"""What every stage of the worker has in common: batches in, one at a time, or the process ends.
+
+A stage is a Faust agent over a stream of `Batch`es. Everything that has been queued is worked on
+in one go, so that the waits for Kafka are paid once. An exception ends the process before anything
+could acknowledge what was not done.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError
+
+from agents_stream.kafka.consumer import Batch, BatchConsumer
+from agents_stream.kafka.engine import Engine, consumer_of
+from agents_stream.kafka.fail_stop import EXIT_REFUSED, EXIT_UNREACHABLE, fail_stop
+
+_UNREACHABLE = (KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError)
+
+
+class BatchStage(ABC):
+    """One stage. `lock` is held while a batch is worked on; a revoke waits for it."""
+
+    name: str
+
+    def __init__(self, engine: Engine, app: Any) -> None:
+        self.engine = engine
+        self.app = app
+        self.lock = asyncio.Lock()
+        engine.stages.append(self)
+
+    @property
+    def consumer(self) -> BatchConsumer:
+        """The worker's consumer."""
+        return consumer_of(self.app)
+
+    @abstractmethod
+    async def work(self, batches: Sequence[Batch]) -> None:
+        """Do everything that the batches ask for and say what is done."""
+
+    async def run(self, stream: Any) -> None:
+        """The Faust agent's body."""
+        queue = stream.channel.queue
+        async for first in stream:
+            batches = [first]
+            while not queue.empty():
+                batches.append(queue.get_nowait())
+            async with self.lock:
+                current = [batch for batch in batches if batch.epoch == self.consumer.epoch]
+                if not current:
+                    continue
+                await self._work_or_die(current)
+
+    async def _work_or_die(self, batches: Sequence[Batch]) -> None:
+        try:
+            with self.engine.watchdog.span(self.name):
+                await self.work(batches)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, a restart is the cure
+            code = EXIT_UNREACHABLE if isinstance(error, _UNREACHABLE) else EXIT_REFUSED
+            fail_stop(f"the stage {self.name} failed: {type(error).__name__}: {error}", error, code)

@@ -1,0 +1,199 @@
+"""ingress: all inputs, merged by time, into the journal (DESIGN §2).
+
+Per partition, in rounds: ask the brokers where every input topic ends; take everything below; sort
+by (record timestamp, topic order, offset); append to the journal; wait for the acks; only then
+acknowledge the sources. What cannot be accepted goes to the dead letters in the same round. So an
+answer that Kafka had acknowledged before a deadline's record comes before it (G5), in normal
+running and after any outage, because deadlines are an input like the others.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+import structlog
+from aiokafka.structs import ConsumerRecord
+
+from agents_stream.core.envelope import AcceptedEvent, read_deadline, read_event, read_result
+from agents_stream.core.errors import InvalidEvent, TerminalError
+from agents_stream.core.journal import Durations, Entry, EntryKind, Source, encode_entry
+from agents_stream.core.merge import PartitionMerge
+from agents_stream.kafka import metrics
+from agents_stream.kafka.appender import Appender, Line, Pending
+from agents_stream.kafka.consumer import Batch
+from agents_stream.kafka.engine import Engine
+from agents_stream.kafka.offsets import EndOffsets
+from agents_stream.kafka.stage import BatchStage
+from agents_stream.kafka.topics import (
+    DEAD_LETTERS,
+    DEADLINES,
+    JOURNAL,
+    TOOL_RESULTS,
+    load_topics,
+    partition_for,
+)
+from agents_stream.settings import Settings
+from agents_stream.stages.dead_letters import letter_of
+
+log = structlog.get_logger()
+
+
+class Ingress(BatchStage):
+    """The one stream over all inputs."""
+
+    name = "ingress"
+
+    def __init__(self, engine: Engine, app: Any) -> None:
+        super().__init__(engine, app)
+        settings = engine.settings
+        self.appender = Appender(settings, engine.clock)
+        self.end_offsets = EndOffsets(settings)
+        self.inputs = tuple(engine.topic(spec.name) for spec in load_topics().inputs)
+        self._ranks = {topic: rank for rank, topic in enumerate(self.inputs)}
+        self._read = Reader(settings)
+        self._merges: dict[int, PartitionMerge[ConsumerRecord]] = {}
+        self._ends: dict[int, list[int]] = {}
+        engine.revoke_hooks.append(self.forget)
+
+    async def start(self) -> None:
+        """Connect."""
+        await self.appender.start()
+        await self.end_offsets.start()
+        # The first question fetches the topics' metadata, which takes a second: ask it now.
+        await self.end_offsets.ask((topic, 0) for topic in self.inputs)
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        await self.appender.stop()
+        await self.end_offsets.stop()
+
+    def forget(self) -> None:
+        """The partitions are gone: whoever owns them reads again what was not acknowledged."""
+        self._merges.clear()
+        self._ends.clear()
+
+    async def work(self, batches: Sequence[Batch]) -> None:
+        """Take batches in; do as many rounds as what is in hand allows."""
+        for batch in batches:
+            self._accept(batch)
+        touched = {batch.partition for batch in batches}
+        while touched:
+            touched = await self._round(touched)
+
+    def _accept(self, batch: Batch) -> None:
+        merge = self._merges.get(batch.partition)
+        if merge is None:
+            # Zero is before every position: a topic not heard of yet holds the round back.
+            merge = self._merges[batch.partition] = PartitionMerge([0] * len(self.inputs))
+        rank = self._ranks[batch.topic]
+        if batch.position < merge.positions[rank]:
+            raise TerminalError(
+                f"{batch.topic}/{batch.partition} went back from offset {merge.positions[rank]} to "
+                f"{batch.position}: it was made anew, or the broker lost its tail. A restart reads "
+                "it from its beginning; what was applied before is not applied twice"
+            )
+        merge.accept(rank, batch.records, batch.position)
+
+    async def _round(self, partitions: set[int]) -> set[int]:
+        """One round for some partitions; those that may have more to take at once."""
+        waiting = {number for number in partitions if self._merges[number].pending}
+        await self._ask_ends({number for number in waiting if number not in self._ends})
+        taken: dict[int, list[tuple[int, ConsumerRecord]]] = {}
+        for number in waiting:
+            merge, ends = self._merges[number], self._ends[number]
+            taken[number] = merge.take(ends)
+            if merge.complete(ends):
+                del self._ends[number]
+        await self._append(taken)
+        for number in partitions:
+            self._acknowledge(number)
+        return {number for number in waiting if number not in self._ends and taken[number]}
+
+    async def _ask_ends(self, partitions: set[int]) -> None:
+        """Everything that the brokers have acknowledged by now belongs to the round."""
+        if not partitions:
+            return
+        wanted = [(topic, number) for number in partitions for topic in self.inputs]
+        ends = await self.end_offsets.ask(wanted)
+        for number in partitions:
+            self._ends[number] = [ends[topic, number] for topic in self.inputs]
+
+    async def _append(self, taken: Mapping[int, Sequence[tuple[int, ConsumerRecord]]]) -> None:
+        pending = Pending()
+        journal, dead = self.engine.topic(JOURNAL), self.engine.topic(DEAD_LETTERS)
+        count = self.engine.settings.partitions
+        for records in taken.values():
+            for _, record in records:
+                try:
+                    entry = self._read(record)
+                except InvalidEvent as error:
+                    letter = letter_of(record, error.reason, error.detail)
+                    metrics.DEAD_LETTERS.labels(reason=error.reason).inc()
+                    log.warning("dead letter", reason=error.reason, topic=record.topic)
+                    place = record.partition if not record.key else partition_for(record.key, count)
+                    line = Line(record.key, orjson.dumps(letter), _id_header(letter["id"]))
+                    pending.add(dead, place, line)
+                    continue
+                key = entry.session_id.encode()
+                pending.add(journal, partition_for(key, count), Line(key, encode_entry(entry)))
+                metrics.INPUTS.labels(name=entry.name).inc()
+        if pending.lines:
+            await self.appender.append(pending)
+
+    def _acknowledge(self, number: int) -> None:
+        """Say how far each source is done: up to the first record that is still in hand."""
+        for topic, offset in zip(self.inputs, self._merges[number].done_offsets, strict=True):
+            self.consumer.done(topic, number, offset)
+
+
+class Reader:
+    """Turns a record of an input topic into the journal entry that it becomes."""
+
+    def __init__(self, settings: Settings) -> None:
+        prefix = settings.topic_prefix
+        topics = load_topics()
+        self._events = {prefix + spec.name: spec.event for spec in topics.inputs}
+        self._results = prefix + TOOL_RESULTS
+        self._deadlines = prefix + DEADLINES
+        self._durations = Durations(
+            data_reply_ms=settings.data_reply_timeout,
+            promos_delay_ms=settings.promos_delay,
+            promos_reply_ms=settings.promos_reply_timeout,
+            retry_backoff_ms=settings.retry_backoff,
+        )
+
+    def __call__(self, record: ConsumerRecord) -> Entry:
+        """Read a record.
+
+        Raises:
+            InvalidEvent: it is none of ours; the reason and the detail go to the dead letters.
+
+        """
+        kind, fact = self._judge(record)
+        keyed = record.key == fact.session_id.encode()
+        if not record.key:
+            metrics.KEYLESS.inc()
+        source = Source(
+            record.topic, record.partition, record.offset, record.timestamp, keyed=keyed
+        )
+        return Entry(
+            kind=kind,
+            name=fact.name,
+            session_id=fact.session_id,
+            data=fact.data,
+            source=source,
+            durations=self._durations,
+            event_id=fact.event_id,
+            sent_at=fact.ts,
+        )
+
+    def _judge(self, record: ConsumerRecord) -> tuple[EntryKind, AcceptedEvent]:
+        if record.topic == self._results:
+            return "result", read_result(record.value)
+        if record.topic == self._deadlines:
+            return "deadline", read_deadline(record.value)
+        return "event", read_event(self._events[record.topic], record.value)
+
+
+def _id_header(letter_id: str) -> tuple[tuple[str, bytes], ...]:
+    return (("id", letter_id.encode()),)

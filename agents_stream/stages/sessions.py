@@ -1,0 +1,199 @@
+"""sessions: the reducer. Journal in, records to the table, actions out (DESIGN §3, step 4).
+
+The order of things, by batch, and what a crash right after each step leaves behind:
+
+1. decide everything in memory                        nothing happened
+2. append the touched records, actions in their       the records are found at recovery; the
+   outbox, to the changelog; wait                     journal is read again, the outbox published
+3. install them in the table, tell the wheel          as above
+4. publish the actions; wait                          published twice, with the same ids
+5. acknowledge the journal                            as above, until the offset is committed
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
+
+import orjson
+import structlog
+from aiokafka.structs import ConsumerRecord
+
+from agents_stream.core.actions import encode_action
+from agents_stream.core.decider import Decision, apply
+from agents_stream.core.journal import Entry, Position, decode_entry
+from agents_stream.core.reasons import Reason
+from agents_stream.core.session import SessionRecord, decode_record, encode_record
+from agents_stream.kafka import metrics
+from agents_stream.kafka.appender import Appender, Line, Pending
+from agents_stream.kafka.consumer import Batch
+from agents_stream.kafka.engine import Engine
+from agents_stream.kafka.stage import BatchStage
+from agents_stream.kafka.table import SessionTable
+from agents_stream.kafka.topics import ACTIONS, SESSIONS_CHANGELOG
+
+log = structlog.get_logger()
+
+MAX_ENTRIES: Final = 1_000
+
+
+class Wheel(Protocol):
+    """What the sessions stage tells the timers: every record it installs, every early deadline."""
+
+    def follow(self, partition: int, record: SessionRecord) -> None:
+        """The deadlines of this session are now those of the record."""
+
+    def again(self, partition: int, session_id: str, name: str, late_by_ms: int) -> None:
+        """A deadline came too early by so much: publish it again."""
+
+
+@dataclass(slots=True)
+class _Work:
+    """What a batch does: the records it touched, what they owe, what the wheel must know."""
+
+    records: dict[tuple[int, bytes], SessionRecord] = field(default_factory=dict)
+    touched: set[tuple[int, bytes]] = field(default_factory=set)
+    actions: Pending = field(default_factory=Pending)
+    early: list[tuple[int, str, str, int]] = field(default_factory=list)
+
+
+class Sessions(BatchStage):
+    """The one writer of the table."""
+
+    name = "sessions"
+
+    def __init__(self, engine: Engine, app: Any, table: SessionTable, wheel: Wheel) -> None:
+        super().__init__(engine, app)
+        self.table = table
+        self.wheel = wheel
+        self._actions_appender = Appender(engine.settings, engine.clock)
+        self._changelog = engine.topic(SESSIONS_CHANGELOG)
+        self._actions = engine.topic(ACTIONS)
+
+    async def start(self) -> None:
+        """Connect."""
+        await self.engine.sessions_appender.start()
+        await self._actions_appender.start()
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        await self.engine.sessions_appender.stop()
+        await self._actions_appender.stop()
+
+    async def work(self, batches: Sequence[Batch]) -> None:
+        """Apply batches, in passes of a bounded size."""
+        for part in _passes(batches):
+            await self._pass(part)
+
+    async def _pass(self, batches: Sequence[Batch]) -> None:
+        work = _Work()
+        for batch in batches:
+            for record in batch.records:
+                self._decide(work, record)
+        self._prune(work, batches)
+        await self._write(work)
+        if work.actions.lines:
+            await self._actions_appender.append(work.actions)
+        for batch in batches:
+            self.consumer.done(batch.topic, batch.partition, batch.position)
+
+    def _decide(self, work: _Work, record: ConsumerRecord) -> None:
+        entry = decode_entry(record.value)
+        place = (record.partition, entry.session_id.encode())
+        before = work.records.get(place) or self._load(*place)
+        at = Position(record.topic, record.partition, record.offset, record.timestamp)
+        decision = apply(before, entry, at)
+        if decision.record is not None:
+            work.records[place] = decision.record
+        if decision.repeated:
+            assert before is not None
+            owed = before.outbox.get(record.offset, ())
+        else:
+            owed = tuple(encode_action(action) for action in decision.actions)
+            if decision.record is not None:
+                work.touched.add(place)
+            _note(work, entry, at, decision)
+        for action in owed:
+            line = {"v": 1, "sessionId": entry.session_id, "offset": at.offset, "action": action}
+            work.actions.add(self._actions, at.partition, Line(place[1], orjson.dumps(line)))
+
+    def _load(self, partition: int, key: bytes) -> SessionRecord | None:
+        row = self.table.row(partition, key)
+        return None if row is None else decode_record(row)
+
+    @staticmethod
+    def _prune(work: _Work, batches: Sequence[Batch]) -> None:
+        """Drop what is known to be published: every outbox entry from before this pass.
+
+        Entries below the offset at which this worker began were acknowledged by whoever committed
+        it; those since then by this worker, which waits for every ack before the next pass.
+        """
+        first: dict[int, int] = {}
+        for batch in batches:
+            for record in batch.records[:1]:
+                first.setdefault(batch.partition, record.offset)
+        for place in work.touched:
+            record = work.records[place]
+            begin = first[place[0]]
+            if any(offset < begin for offset in record.outbox):
+                kept = {offset: owed for offset, owed in record.outbox.items() if offset >= begin}
+                work.records[place] = replace(record, outbox=kept)
+
+    async def _write(self, work: _Work) -> None:
+        """Changelog, ack, table, wheel: in this order."""
+        if work.touched:
+            stamp = self.engine.fence_timestamp()
+            rows: dict[int, dict[bytes, bytes]] = {}
+            pending = Pending()
+            for place in work.touched:
+                partition, key = place
+                row = encode_record(work.records[place])
+                rows.setdefault(partition, {})[key] = row
+                pending.add(self._changelog, partition, Line(key, row, (), stamp))
+            nexts = await self.engine.sessions_appender.append(pending)
+            for partition, written in rows.items():
+                self.table.install(partition, written, nexts[self._changelog, partition])
+            for place in work.touched:
+                self.wheel.follow(place[0], work.records[place])
+        for partition, session_id, name, late_by_ms in work.early:
+            self.wheel.again(partition, session_id, name, late_by_ms)
+
+
+def _note(work: _Work, entry: Entry, at: Position, decision: Decision) -> None:
+    """Count what happened, and remember the deadlines that came too early."""
+    metrics.DECISIONS.labels(kind=entry.kind, name=entry.name).inc()
+    for reason in decision.reasons:
+        metrics.REASONS.labels(reason=reason).inc()
+    for ended in decision.ended:
+        name = ended.name.split(":")[0]
+        metrics.DEADLINES_ENDED.labels(name=name, end=ended.end).inc()
+        if ended.end == "fired" and entry.kind == "deadline":
+            metrics.LATENESS.observe((at.timestamp - ended.due_at_ms) / 1_000)
+    if Reason.EARLY_DEADLINE in decision.reasons and decision.record is not None:
+        name = entry.data["name"]
+        due = decision.record.deadlines[name].due_at_ms
+        late_by_ms = due - entry.source.timestamp
+        work.early.append((at.partition, entry.session_id, name, late_by_ms))
+    if decision.crash is not None:
+        log.error(
+            "the decision failed; the event is in the dead letters",
+            session=entry.session_id,
+            offset=at.offset,
+            exc_info=decision.crash,
+        )
+
+
+def _passes(batches: Sequence[Batch]) -> Iterator[list[Batch]]:
+    """Cut batches into passes of at most MAX_ENTRIES entries, keeping each partition's order."""
+    part: list[Batch] = []
+    room = MAX_ENTRIES
+    for batch in batches:
+        records = batch.records
+        while len(records) > room:
+            part.append(replace(batch, records=records[:room], position=records[room].offset))
+            records = records[room:]
+            yield part
+            part, room = [], MAX_ENTRIES
+        part.append(replace(batch, records=records))
+        room -= len(records)
+    if part:
+        yield part

@@ -1,0 +1,182 @@
+"""timers: one wheel per owned partition, an index over the deadlines in the records.
+
+It owns nothing and writes no table: the wheel is rebuilt from the rows after a recovery, and
+follows every record that the sessions stage installs. What is due it publishes, once, to
+`session.deadlines`, in the partition in which the session's events arrive, so that ingress merges
+it with them. A deadline is published again only after a restart, or when the reducer refused it
+as early. It acts by the brokers' clock, of which it knows a lower bound: never early (G4).
+"""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+import orjson
+import structlog
+
+from agents_stream.core.session import SessionRecord, decode_record
+from agents_stream.core.wheel import TimerWheel
+from agents_stream.kafka import metrics
+from agents_stream.kafka.appender import Appender, Line, Pending
+from agents_stream.kafka.engine import Engine
+from agents_stream.kafka.fail_stop import fail_stop
+from agents_stream.kafka.topics import DEADLINES
+
+log = structlog.get_logger()
+
+_IDLE_S: Final = 3_600.0
+_REBUILD_SLICE: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Timer:
+    """What a timer id stands for."""
+
+    session_id: str
+    name: str
+    generation: int
+    due_at_ms: int
+    home: int
+
+
+@dataclass(slots=True)
+class _Index:
+    """One partition's wheel, and the deadlines it knows: those published are not in the wheel."""
+
+    wheel: TimerWheel = field(default_factory=TimerWheel)
+    timers: dict[int, _Timer] = field(default_factory=dict)
+    by_session: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+class Timers:
+    """All wheels of a worker, and the task that publishes what is due."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._appender = Appender(engine.settings, engine.clock)
+        self._indexes: dict[int, _Index] = {}
+        self._next_id = 0
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        engine.revoke_hooks.append(self.forget)
+        metrics.PENDING_TIMERS.set_function(lambda: sum(self.sizes().values()))
+
+    async def start(self) -> None:
+        """Connect and begin to publish what is due."""
+        await self._appender.start()
+        self._task = asyncio.create_task(self._publish_for_ever(), name="timers")
+
+    async def stop(self) -> None:
+        """Stop publishing."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._appender.stop()
+
+    def sizes(self) -> dict[int, int]:
+        """How many deadlines each owned partition's wheel holds."""
+        return {partition: len(index.wheel) for partition, index in self._indexes.items()}
+
+    def forget(self) -> None:
+        """The partitions are gone."""
+        self._indexes.clear()
+
+    async def rebuild(self, partition: int, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Make a partition's wheel from its rows, and from nothing else."""
+        self._indexes[partition] = _Index()
+        for number, (_, row) in enumerate(rows):
+            self.follow(partition, decode_record(row))
+            if number % _REBUILD_SLICE == 0:
+                await asyncio.sleep(0)
+
+    def follow(self, partition: int, record: SessionRecord) -> None:
+        """The deadlines of this session are now those of the record; none while it is paused."""
+        index = self._indexes.setdefault(partition, _Index())
+        known = index.by_session.get(record.session_id, {})
+        wanted = {} if record.paused else record.deadlines
+        for name in [name for name in known if name not in wanted]:
+            self._drop(index, record.session_id, name)
+        for name, deadline in wanted.items():
+            timer_id = known.get(name)
+            if timer_id is not None:
+                if index.timers[timer_id].generation == deadline.generation:
+                    continue
+                self._drop(index, record.session_id, name)
+            home = partition if record.home is None else record.home
+            timer = _Timer(record.session_id, name, deadline.generation, deadline.due_at_ms, home)
+            self._add(index, timer, deadline.due_at_ms)
+
+    def again(self, partition: int, session_id: str, name: str, late_by_ms: int) -> None:
+        """The reducer refused a deadline as early by so much: publish it again then."""
+        index = self._indexes.get(partition, _Index())
+        timer_id = index.by_session.get(session_id, {}).get(name)
+        if timer_id is None:
+            return
+        log.info("deadline was early", session=session_id, name=name, by_ms=late_by_ms)
+        index.wheel.schedule(timer_id, self.engine.clock.now_ms() + late_by_ms)
+        self._wake.set()
+
+    def _add(self, index: _Index, timer: _Timer, due_at_ms: int) -> None:
+        self._next_id += 1
+        index.timers[self._next_id] = timer
+        index.by_session.setdefault(timer.session_id, {})[timer.name] = self._next_id
+        index.wheel.schedule(self._next_id, due_at_ms)
+        self._wake.set()
+
+    @staticmethod
+    def _drop(index: _Index, session_id: str, name: str) -> None:
+        names = index.by_session[session_id]
+        timer_id = names.pop(name)
+        if not names:
+            del index.by_session[session_id]
+        del index.timers[timer_id]
+        index.wheel.cancel(timer_id)
+
+    async def _publish_for_ever(self) -> None:
+        try:
+            while True:
+                self._wake.clear()
+                await self._publish_due()
+                await self._sleep_until_next()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, a restart is the cure
+            fail_stop(f"the timers failed: {type(error).__name__}: {error}", error)
+
+    async def _publish_due(self) -> None:
+        if not self.engine.clock.known:
+            return
+        now_ms = self.engine.clock.now_ms()
+        topic = self.engine.topic(DEADLINES)
+        pending = Pending()
+        for index in self._indexes.values():
+            for _, timer_id in index.wheel.advance(now_ms):
+                timer = index.timers[timer_id]
+                value = {
+                    "sessionId": timer.session_id,
+                    "name": timer.name,
+                    "generation": timer.generation,
+                    "dueAt": timer.due_at_ms,
+                }
+                line = Line(timer.session_id.encode(), orjson.dumps(value))
+                pending.add(topic, timer.home, line)
+        if pending.lines:
+            with self.engine.watchdog.span("timers"):
+                await self._appender.append(pending)
+
+    async def _sleep_until_next(self) -> None:
+        """Wait for the next due time, or for word of an earlier one."""
+        dues = [index.wheel.next_due_at_ms() for index in self._indexes.values()]
+        nearest = min((due for due in dues if due is not None), default=None)
+        wait_s = _IDLE_S
+        if nearest is not None and self.engine.clock.known:
+            wait_s = min(wait_s, max(0.0, self.engine.clock.wait_ms(nearest) / 1_000))
+        if wait_s == 0.0:
+            await asyncio.sleep(0)
+            return
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._wake.wait()
+        except TimeoutError:
+            pass

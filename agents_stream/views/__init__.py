@@ -1,0 +1,1 @@
+"""HTTP of a worker: the API, the pages, and the taking of events."""
