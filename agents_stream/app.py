@@ -21,13 +21,13 @@ from agents_stream.kafka.engine import Engine, consumer_of, create_app
 from agents_stream.kafka.fail_stop import fail_stop
 from agents_stream.kafka.table import TABLE_NAME, SessionTable
 from agents_stream.kafka.topics import ACTIONS, CLOCK, JOURNAL, SESSIONS_CHANGELOG
-from agents_stream.kafka.worker_reads import WorkerReads
 from agents_stream.settings import Settings
 from agents_stream.stages.effects import Effects
 from agents_stream.stages.ingress import Ingress
 from agents_stream.stages.sessions import Sessions
 from agents_stream.stages.timers import Timers
 from agents_stream.views.server import WebServer
+from agents_stream.views.worker_reads import WorkerReads
 
 log = structlog.get_logger()
 
@@ -103,6 +103,7 @@ class Worker:
         self._tasks.append(asyncio.create_task(self._probe_for_ever(), name="clock"))
         tables: Any = self.faust.tables
         self.engine.watchdog.gauge("recovery", tables.recovery.stalled_s)
+        self.engine.watchdog.gauge("consuming", consumer_of(self.faust).stalled_s)
         await self.faust.start()
         log.info("worker ready", url=settings.public_url, group=settings.group_id)
 

@@ -361,8 +361,7 @@ async def _publish_run(
     futures = [
         await producer.send(topic, event.value, key=event.session_id.encode()) for event in events
     ]
-    # Shielded: the producer still has to resolve a future whose waiter was cancelled.
-    acks = await asyncio.gather(*(asyncio.shield(future) for future in futures))
+    acks = await asyncio.gather(*futures)
     return [
         Sent(topic, ack.partition, ack.offset, ack.timestamp, event.event_id)
         for event, ack in zip(events, acks, strict=True)
@@ -371,11 +370,12 @@ async def _publish_run(
 
 async def _stop(producer: AIOKafkaProducer) -> None:
     """Stop a producer in bounded time, also while no broker answers."""
-    # An idempotent producer retries for ever and its stop() waits for that. What is still under
-    # way was reported as failed, so it is given up first; there is no public call for it.
-    producer._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001
+    # An idempotent producer retries for ever, and its stop() waits for that. What is still under
+    # way was reported as failed, so it is given up first; there are no public calls for it.
     try:
         async with asyncio.timeout(CLOSE_S):
+            await producer._sender.close()  # noqa: SLF001
+            producer._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001
             await producer.stop()
     except TimeoutError:
         log.warning("producer_stopped_hard", after_s=CLOSE_S)

@@ -165,9 +165,9 @@ def _told(record: SessionRecord, entry: Entry) -> dict[str, str]:
         return {}
     declared = EVENTS[entry.name].model_fields
     return {
-        field: entry.data[wire]
-        for wire, field in _FILLED_LATER
-        if field in declared and getattr(record, field) is None
+        name: entry.data[wire]
+        for wire, name in _FILLED_LATER
+        if name in declared and getattr(record, name) is None
     }
 
 

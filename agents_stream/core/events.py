@@ -200,7 +200,8 @@ class ToolResult(Wire):
 
     @model_validator(mode="after")
     def _order_has_id(self) -> "ToolResult":
-        if self.tool == "crm.order.create" and self.status == "succeeded" and not self.output_id:
+        created = self.tool == "crm.order.create" and self.status == "succeeded"
+        if created and self.output_id is None:
             raise ValueError("outputs.id is required when an order succeeded")
         return self
 

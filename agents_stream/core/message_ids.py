@@ -22,4 +22,5 @@ def dedup_key(entry: Entry) -> str | None:
 def _short(key: str) -> str:
     if len(key) <= _MAX_ID_LENGTH:
         return key
-    return key[:2] + hashlib.sha256(key.encode()).hexdigest()[:32]
+    # "#" instead of ":", so that no producer's id can be another one's hash.
+    return f"{key[0]}#{hashlib.sha256(key.encode()).hexdigest()[:32]}"

@@ -6,7 +6,7 @@ a decision makes a new one. Wheel, views and caches are rebuilt from records, ne
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -181,8 +181,7 @@ def content_size(record: SessionRecord) -> int:
 
     Whether it is open or paused does not count: a full session can still be closed.
     """
-    counted = replace(record, outbox={}, seen={}, recent_ids=(), status="open", close_reason=None)
-    return len(encode_record(replace(counted, paused=False)))
+    return len(orjson.dumps({name: getattr(record, name) for name in _CONTENT}))
 
 
 def journal_position(raw: bytes) -> tuple[int, int]:
@@ -192,3 +191,8 @@ def journal_position(raw: bytes) -> tuple[int, int]:
 
 
 _FIELDS = tuple(item.name for item in fields(SessionRecord))
+_BOOKKEEPING = frozenset(
+    ("outbox", "seen", "recent_ids", "journal_offset", "journal_timestamp")
+    + ("status", "close_reason", "paused")
+)
+_CONTENT = tuple(name for name in _FIELDS if name not in _BOOKKEEPING)

@@ -170,13 +170,9 @@ class BatchConsumer(Consumer):
             backlog.paused = False
             self.kafka.resume(_aiokafka(tp))
 
-    def lag_of(self, tp: TP, end: int) -> int:
-        """How many offsets lie between what is done and `end`."""
-        return max(0, end - self._done.get(tp, end))
-
-    def done_offsets(self) -> Mapping[TP, int]:
-        """What is done, by partition."""
-        return self._done
+    def stalled_s(self) -> float:
+        """How long nothing has been polled although the flow is open, in seconds."""
+        return time.monotonic() - self.polled_at if self.flow_active else 0.0
 
     # -- fetching ---------------------------------------------------------------------------
 

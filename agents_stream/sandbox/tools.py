@@ -8,6 +8,7 @@ promises no idempotency. Ours has it all the same, and the books show each repea
 import asyncio
 import hmac
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -45,7 +46,9 @@ MAX_JSON_DEPTH = 32
 SIGNATURE_HEADER = "x-agents-stream-signature"
 ID_HEADERS = ("x-agents-stream-id", "webhook-id", "idempotency-key")
 
-_SIGNATURE = re.compile(r"(?:sha256=)?([0-9a-fA-F]{64})")
+SIGNATURE_TOLERANCE_S = 300
+
+_SIGNATURE = re.compile(r"t=(\d{1,15}),v1=([0-9a-f]{64})")
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CONTACT_CHARS)]
 
@@ -235,16 +238,25 @@ def _has_token(request: web.Request, token: SecretStr | None) -> bool:
 
 
 def _judge_signature(request: web.Request, raw: bytes, secret: SecretStr | None) -> str:
-    """Say what a webhook's signature is worth: valid, invalid, missing, or unchecked."""
+    """Say what a webhook's signature is worth: valid, invalid, expired, missing, or unchecked.
+
+    It is checked as docs/engine-webhook.md tells an engine to: `t=<unix seconds>,v1=<hex>`, where
+    the hex is the HMAC-SHA256 of `<t>.<body>`.
+    """
     given = request.headers.get(SIGNATURE_HEADER)
     if secret is None:
         return "unchecked"
     if given is None:
         return "missing"
-    match = _SIGNATURE.fullmatch(given.strip())
-    expected = hmac.new(secret.get_secret_value().encode(), raw, "sha256").hexdigest()
-    same = match is not None and hmac.compare_digest(match[1].lower(), expected)
-    return "valid" if same else "invalid"
+    match = _SIGNATURE.fullmatch(given)
+    if match is None:
+        return "invalid"
+    signed = match[1].encode() + b"." + raw
+    expected = hmac.new(secret.get_secret_value().encode(), signed, "sha256").hexdigest()
+    if not hmac.compare_digest(match[2], expected):
+        return "invalid"
+    fresh = abs(time.time() - int(match[1])) <= SIGNATURE_TOLERANCE_S
+    return "valid" if fresh else "expired"
 
 
 def _check(receiver: Receiver, entry: Entry) -> None:

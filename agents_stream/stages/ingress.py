@@ -107,7 +107,12 @@ class Ingress(BatchStage):
         await self._append(taken)
         for number in partitions:
             self._acknowledge(number)
-        return {number for number in waiting if number not in self._ends and taken[number]}
+        # What is still in hand came after the ends of the round: it has a round of its own.
+        return {
+            number
+            for number in waiting
+            if number not in self._ends and self._merges[number].pending
+        }
 
     async def _ask_ends(self, partitions: set[int]) -> None:
         """Everything that the brokers have acknowledged by now belongs to the round."""

@@ -27,6 +27,7 @@ log = structlog.get_logger()
 
 _IDLE_S: Final = 3_600.0
 _REBUILD_SLICE: Final = 1_000
+_PUBLISH_SLICE: Final = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,17 @@ class _Timer:
     generation: int
     due_at_ms: int
     home: int
+
+    def to_wire(self) -> bytes:
+        """The deadline as it stands on `session.deadlines`."""
+        return orjson.dumps(
+            {
+                "sessionId": self.session_id,
+                "name": self.name,
+                "generation": self.generation,
+                "dueAt": self.due_at_ms,
+            }
+        )
 
 
 @dataclass(slots=True)
@@ -56,6 +68,7 @@ class Timers:
         self.engine = engine
         self._appender = Appender(engine.settings, engine.clock)
         self._indexes: dict[int, _Index] = {}
+        self._topic = engine.topic(DEADLINES)
         self._next_id = 0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -148,20 +161,17 @@ class Timers:
         if not self.engine.clock.known:
             return
         now_ms = self.engine.clock.now_ms()
-        topic = self.engine.topic(DEADLINES)
-        pending = Pending()
-        for index in self._indexes.values():
-            for _, timer_id in index.wheel.advance(now_ms):
-                timer = index.timers[timer_id]
-                value = {
-                    "sessionId": timer.session_id,
-                    "name": timer.name,
-                    "generation": timer.generation,
-                    "dueAt": timer.due_at_ms,
-                }
-                line = Line(timer.session_id.encode(), orjson.dumps(value))
-                pending.add(topic, timer.home, line)
-        if pending.lines:
+        due = [
+            index.timers[timer_id]
+            for index in self._indexes.values()
+            for _, timer_id in index.wheel.advance(now_ms)
+        ]
+        # After an outage all timers may be due at once: other work goes on between the slices.
+        for start in range(0, len(due), _PUBLISH_SLICE):
+            pending = Pending()
+            for timer in due[start : start + _PUBLISH_SLICE]:
+                line = Line(timer.session_id.encode(), timer.to_wire())
+                pending.add(self._topic, timer.home, line)
             with self.engine.watchdog.span("timers"):
                 await self._appender.append(pending)
 

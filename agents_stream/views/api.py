@@ -40,7 +40,7 @@ class Api:
             web.get("/readyz", self.readyz),
             web.get("/metrics", self.metrics),
             web.get("/api/sessions", self.sessions),
-            web.get(_SESSIONS + "{tail:.+}", self.session),
+            web.get(_SESSIONS + "{tail:[\\s\\S]+}", self.session),
             web.get("/api/timers", self.timers),
             web.get("/api/dead-letters", self.dead_letters),
             web.get("/api/cluster", self.cluster),

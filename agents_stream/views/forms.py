@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from agents_stream.core.session import PendingCommand, SessionRecord, iso
+from agents_stream.core.session import Deadline, PendingCommand, SessionRecord, iso
 from agents_stream.views.reads import Letter
 
 Json = dict[str, Any]
@@ -54,10 +54,7 @@ def _identity(record: SessionRecord) -> Json:
 def _deadlines(record: SessionRecord) -> list[Json]:
     """The deadlines, the next one first."""
     by_time = sorted(record.deadlines.items(), key=lambda item: (item[1].due_at_ms, item[0]))
-    return [
-        {"name": name, "dueAt": iso(deadline.due_at_ms), "generation": deadline.generation}
-        for name, deadline in by_time
-    ]
+    return [deadline_json(name, deadline) for name, deadline in by_time]
 
 
 def _flows(record: SessionRecord) -> Json:
@@ -81,6 +78,11 @@ def _position(record: SessionRecord) -> Json:
     }
 
 
+def deadline_json(name: str, deadline: Deadline) -> Json:
+    """A deadline of a session that is known from what stands around it."""
+    return {"name": name, "dueAt": iso(deadline.due_at_ms), "generation": deadline.generation}
+
+
 def command_json(command: PendingCommand) -> Json:
     """A command that a session knows of, with the state that it is in."""
     return {
@@ -94,14 +96,9 @@ def command_json(command: PendingCommand) -> Json:
     }
 
 
-def timer_json(session_id: str, name: str, due_at_ms: int, generation: int) -> Json:
+def timer_json(session_id: str, name: str, deadline: Deadline) -> Json:
     """A deadline as an item of `/api/timers`."""
-    return {
-        "sessionId": session_id,
-        "name": name,
-        "dueAt": iso(due_at_ms),
-        "generation": generation,
-    }
+    return {"sessionId": session_id, **deadline_json(name, deadline)}
 
 
 def letter_json(letter: Letter) -> Json:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, Protocol
 
-from agents_stream.core.session import SessionRecord
+from agents_stream.core.session import Deadline, SessionRecord
 from agents_stream.views.forms import Json, letter_json, session_json, summary_json, timer_json
 from agents_stream.views.http import Rejection
 from agents_stream.views.queries import (
@@ -115,7 +115,10 @@ class LocalViews:
                 # One more than asked for tells whether anything follows.
                 soonest = heapq.nsmallest(query.limit + 1, [*soonest, *some])
         shown = soonest[: query.limit]
-        items = [timer_json(place[1], place[2], place[0], made) for place, made in shown]
+        items = [
+            timer_json(session_id, name, Deadline(due_at_ms, generation))
+            for (due_at_ms, session_id, name), generation in shown
+        ]
         return Page(items, timers_cursor(shown[-1][0]) if len(soonest) > len(shown) else None)
 
     async def dead_letters(self, query: LetterQuery) -> Page:

@@ -87,7 +87,7 @@ class Peers:
             Rejection: what the worker refused, or 503 because it gave no usable answer.
 
         """
-        assert self._client is not None, "the peers are asked before open()"  # noqa: S101
+        assert self._client is not None, "the peers are asked before open()"
         try:
             async with (
                 asyncio.timeout(self._limit_s),
@@ -135,7 +135,7 @@ class ClusterViews:
             known = newest.get(item["sessionId"])
             if known is None or known["journalOffset"] < item["journalOffset"]:
                 newest[item["sessionId"]] = item
-        items, edge = _merge(newest, edges, query.limit)
+        items, edge = merge(newest, edges, query.limit)
         return Page(items, None if edge is None else sessions_cursor(edge))
 
     async def timers(self, query: TimerQuery) -> Page:
@@ -144,7 +144,7 @@ class ClusterViews:
         pages = await self._gather("/api/timers", self._local.timers(query), query.words())
         edges = [timers_place(page.next_cursor) for page in pages if page.next_cursor]
         found = {timer_place(item): item for page in pages for item in page.items}
-        items, edge = _merge(found, edges, query.limit)
+        items, edge = merge(found, edges, query.limit)
         return Page(items, None if edge is None else timers_cursor(edge))
 
     async def dead_letters(self, query: LetterQuery) -> Page:
@@ -207,7 +207,7 @@ class ClusterViews:
             raise _no_owner(moving)
 
 
-def _merge(
+def merge(
     found: Mapping[Place, Json], edges: list[Place], limit: int
 ) -> tuple[list[Json], Place | None]:
     """The first `limit` items, and the place up to which the list is now complete.

@@ -17,6 +17,7 @@ from agents_stream.core.actions import encode_action
 from agents_stream.core.decider import Decision, apply
 from agents_stream.core.journal import Entry, Position
 from agents_stream.core.session import SessionRecord, iso
+from agents_stream.views.forms import deadline_json
 from agents_stream.views.queries import TimelineQuery
 
 BREATH_EVERY: Final = 32
@@ -102,10 +103,7 @@ def _changes(before: SessionRecord | None, decision: Decision) -> dict[str, Any]
     armed = [] if after is None else [x for x in after.deadlines.items() if known.get(x[0]) != x[1]]
     mode_before = before.mode if before else None
     return {
-        "armed": [
-            {"name": name, "dueAt": iso(deadline.due_at_ms), "generation": deadline.generation}
-            for name, deadline in armed
-        ],
+        "armed": [deadline_json(name, deadline) for name, deadline in armed],
         "ended": [
             {"name": item.name, "generation": item.generation, "end": item.end}
             for item in decision.ended

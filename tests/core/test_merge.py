@@ -203,6 +203,19 @@ def test_a_stray_clock_displaces_a_topic_for_one_round_only() -> None:
     assert [rank for rank, _ in merge.take([3, 1])] == [0, 1, 0]
 
 
+def test_done_is_what_has_been_taken_and_never_what_is_in_hand() -> None:
+    """G1: a source is acknowledged up to its first record in hand, else as far as it was read."""
+    merge: PartitionMerge[Read] = PartitionMerge([0, 3])
+    merge.accept(0, [Read(10, 0), Read(11, 2)], 4)
+    assert merge.done_offsets == (0, 3)
+    merge.accept(1, [Read(10, 5)], 6)
+    assert merge.done_offsets == (0, 5)
+    merge.take([2, 6])
+    assert merge.done_offsets == (2, 6)
+    merge.take([4, 6])
+    assert merge.done_offsets == (4, 6)
+
+
 def test_a_topic_with_too_much_in_hand_is_full_until_it_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -91,9 +91,10 @@ def test_any_bytes_give_an_object_or_a_reason(raw: bytes) -> None:
     try:
         value = parse_object(raw)
     except InvalidEvent as error:
-        assert error.reason in {"invalid_json", "invalid_schema"}
+        reason = error.reason
     else:
-        assert value == orjson.loads(raw)
+        reason = "none" if value == orjson.loads(raw) else "two parsers disagree"
+    assert reason in {"none", "invalid_json", "invalid_schema"}
 
 
 @given(objects.filter(bool), st.data())
@@ -197,6 +198,7 @@ def test_depth_is_neither_the_number_of_brackets_nor_those_in_strings() -> None:
     """Many lists side by side are flat, and a text may hold any brackets."""
     flat = {"a": [[] for _ in range(500)], "b": '[{"' * 500 + "\\" * 7, "c": {"[[": "]]"}}
     assert parse_object(dump(flat)) == flat
+    assert parse_object(dump(flat)[:-1] + b',"d":' + nested(MAX_DEPTH - 1, "[", "]") + b"}")
     deep = dump(flat)[:-1] + b',"d":' + nested(MAX_DEPTH, "[", "]") + b"}"
     assert reason_of(deep) == "invalid_json"
 
@@ -232,11 +234,13 @@ HOSTILE = {
 def test_hostile_input_costs_no_more_than_large_input(raw: bytes) -> None:
     """G10: one megabyte made to hurt neither ends the process nor holds up its partition."""
     started = time.perf_counter()
+    detail = ""
     try:
         parse_object(raw)
-    except InvalidEvent as error:
-        assert error.reason == "invalid_json"  # noqa: PT017 - some of these are good JSON
+    except InvalidEvent as error:  # some of these are good JSON
+        detail = error.detail
     assert time.perf_counter() - started < 3
+    assert len(detail) < 600
 
 
 def test_an_event_costs_microseconds() -> None:

@@ -110,8 +110,9 @@ class Conversation:
         before = self.record
         self._happen(words, options, given)
         told: list[str] = []
-        for decision, line in zip(self.decisions[count:], self.journal[count:], strict=True):
-            teller = Teller(before, self.commands, now_of(decode_entry(line[0]), line[1]))
+        news = zip(self.decisions[count:], self.journal[count:], strict=True)
+        for decision, (raw, at) in news:
+            teller = Teller(before, self.commands, now_of(decode_entry(raw), at))
             told += [f"    {text}" for text in teller.tell(decision)]
             before = decision.record
         return told
@@ -152,8 +153,8 @@ class Conversation:
         return {"name": prefix + self.command_id(at + number) if at else word}
 
     def command_id(self, word: str) -> str:
-        """The id of the command that a transcript calls `@1`."""
-        return self.commands[int(word[1:]) - 1]
+        """The id of the command that a transcript calls `@1`; nobody's, if there is none yet."""
+        return next(iter(self.commands[int(word[1:]) - 1 :]), "nobody")
 
     def event(
         self, name: str, data: Mapping[str, Any] | None = None, event_id: str | None = None

@@ -4,7 +4,15 @@ Only Kafka is played: a `Log` holds what its topics would, and every `ShownWorke
 log through the partitions that it owns.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -124,7 +132,7 @@ class Log:
 
 
 class ShownWorker:
-    """`Reads` over a log. `members` and `missing` are for the test to set."""
+    """`Reads` over a log. What a test may set: `members_told`, `missing`, `listed`, `kafka`."""
 
     def __init__(self, log: Log, owned: Sequence[int]) -> None:
         self.log = log
@@ -132,6 +140,8 @@ class ShownWorker:
         self.members_told: list[Member] = []
         self.missing = ""
         self.asked: list[str] = []
+        self.listed: list[str] | None = None
+        self.kafka: Callable[[], Awaitable[None]] = _answer
         self.open_reads = 0
 
     def ready(self) -> tuple[bool, str]:
@@ -158,6 +168,9 @@ class ShownWorker:
 
     def session_ids(self) -> Iterator[str]:
         """The ids of this worker, in the order in which they came."""
+        if self.listed is not None:
+            yield from self.listed
+            return
         for session_id in list(self.log.rows):
             if self.partition_of(session_id) in self.owned:
                 yield session_id
@@ -166,6 +179,7 @@ class ShownWorker:
         """The journal of a session."""
         self.open_reads += 1
         try:
+            await self.kafka()
             for line in self.log.lines(session_id):
                 yield line
         finally:
@@ -175,6 +189,7 @@ class ShownWorker:
         self, limit: int, before: LetterPlace | None
     ) -> AsyncGenerator[Letter, None]:
         """The dead letters of all partitions."""
+        await self.kafka()
         newest = sorted(self.log.letters, key=lambda letter: letter.place, reverse=True)
         found = [letter for letter in newest if before is None or letter.place < before]
         for letter in found[:limit]:
@@ -188,6 +203,10 @@ class ShownWorker:
             timers = sum(len(self.log.record(item).deadlines) for item in ids)
             sizes[partition] = (len(ids), timers)
         return sizes
+
+
+async def _answer() -> None:
+    """Kafka as it should be: at once."""
 
 
 class Publisher:
@@ -208,10 +227,8 @@ class Cluster:
     def __init__(self, log: Log, count: int, tokens: Sequence[str | None]) -> None:
         self.log = log
         self.settings = [
-            Settings(
-                web_port=free_port(), auth_token=SecretStr(tokens[n]) if tokens[n] else None
-            )
-            for n in range(count)
+            Settings(web_port=free_port(), auth_token=SecretStr(token) if token else None)
+            for token in tokens[:count]
         ]
         self.urls = [item.public_url for item in self.settings]
         shares = [tuple(range(n, log.partitions, count)) for n in range(count)]

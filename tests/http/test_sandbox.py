@@ -1,12 +1,11 @@
 """The sandbox's tools, books and faults, over real HTTP."""
 
 import asyncio
-import hashlib
-import hmac
 import io
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from pydantic import SecretStr
 from agents_stream.core.errors import TerminalError
 from agents_stream.sandbox import Sandbox, Secrets, run_sandbox
 from agents_stream.settings import Settings
+from agents_stream.stages.gateway.webhook import sign
 
 MESSAGE = {"contactId": "conversation-1", "message": "Hola!"}
 ORDER = {
@@ -278,13 +278,17 @@ async def test_faults_are_limited(http: aiohttp.ClientSession) -> None:
 
 
 async def test_the_engine_checks_the_signature() -> None:
-    """A webhook is taken with the right HMAC-SHA256 of its bytes, once per id."""
+    """A webhook is taken with the gateway's fresh signature of its bytes, once per id."""
+    secret = SecretStr("secret")
     body = orjson.dumps({"id": "o1", "sessionId": "s1", "flow": "promos", "status": "timeout"})
-    right = hmac.new(b"secret", body, hashlib.sha256).hexdigest()
-    secrets = Secrets(webhook_secret=SecretStr("secret"))
-    async with Sandbox(secrets=secrets) as running, aiohttp.ClientSession(running.url) as http:
-        signatures = [f"sha256={right}", right, f"sha256={right[::-1]}", "é", None]
-        for signature in signatures:
+    now_s = int(time.time())
+    right = sign(secret, body, now_s)
+    others = [sign(secret, b"{}", now_s), sign(SecretStr("x"), body, now_s), right.upper(), "é"]
+    async with (
+        Sandbox(secrets=Secrets(webhook_secret=secret)) as running,
+        aiohttp.ClientSession(running.url) as http,
+    ):
+        for signature in [right, right, *others, sign(secret, body, now_s - 301), None]:
             headers = {"Content-Type": "application/json", "x-agents-stream-id": "o1"}
             if signature is not None:
                 headers["x-agents-stream-signature"] = signature
@@ -293,8 +297,8 @@ async def test_the_engine_checks_the_signature() -> None:
     assert [(line["status"], line["signature"], line["performed"]) for line in lines] == [
         (200, "valid", True),
         (200, "valid", False),
-        (401, "invalid", False),
-        (401, "invalid", False),
+        *[(401, "invalid", False)] * 4,
+        (401, "expired", False),
         (401, "missing", False),
     ]
     assert {line["key"] for line in lines} == {"o1"}

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import os
 import signal
 import threading
 import time
@@ -266,18 +267,18 @@ async def test_a_broker_that_hangs_delays_and_loses_nothing(tmp_path: Path) -> N
         await apply(settings)
         async with AgentsStream.from_settings(settings, timeout_s=2.0) as stream:
             await stream.send(message())
-            _signal(broker.pid, signal.SIGSTOP)
+            os.kill(broker.pid, signal.SIGSTOP)
             began = time.monotonic()
             with pytest.raises(BrokerUnreachable, match="within 2 s"):
                 await stream.send(SessionClose(session_id="s", reason="timeout"), id="close-1")
             waited = time.monotonic() - began
-            _signal(broker.pid, signal.SIGCONT)
+            os.kill(broker.pid, signal.SIGCONT)
             again = await _until_sent(stream)
             again_record = (await read(settings, [again]))[0]
         assert waited < 5.0
         assert orjson.loads(again_record.value)["id"] == "close-1"
     finally:
-        _signal(broker.pid, signal.SIGCONT)
+        os.kill(broker.pid, signal.SIGCONT)
         await asyncio.to_thread(embedded.stop, settings)
 
 
@@ -291,7 +292,7 @@ async def test_closing_does_not_wait_for_a_dead_broker(tmp_path: Path) -> None:
         await apply(settings)
         stream = AgentsStream.from_settings(settings, timeout_s=2.0)
         await stream.send(message())
-        _signal(broker.pid, signal.SIGKILL)
+        os.kill(broker.pid, signal.SIGKILL)
         with pytest.raises(BrokerUnreachable):
             await stream.send(message())
         began = time.monotonic()
@@ -301,12 +302,6 @@ async def test_closing_does_not_wait_for_a_dead_broker(tmp_path: Path) -> None:
             await stream.send(message())
     finally:
         await asyncio.to_thread(embedded.stop, settings)
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    import os  # noqa: PLC0415 - only this test does so
-
-    os.kill(pid, number)
 
 
 async def _until_sent(stream: AgentsStream) -> Sent:

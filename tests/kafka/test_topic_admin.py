@@ -13,7 +13,7 @@ from aiokafka.errors import InvalidTimestampError
 
 from agents_stream.core.errors import BrokerUnreachable, TerminalError
 from agents_stream.kafka import topic_admin, topics
-from agents_stream.kafka.connection import client_options
+from agents_stream.kafka.connection import client_options, require_broker
 from agents_stream.kafka.topic_admin import Difference, breaks_guarantee, expected_config
 from agents_stream.kafka.topics import load_topics
 from agents_stream.settings import Settings
@@ -176,7 +176,7 @@ async def test_without_a_broker_it_says_so(
     async def soon(settings: Settings) -> None:
         await connect(settings, timeout_s=0.5)
 
-    connect = topic_admin.require_broker
+    connect = require_broker
     monkeypatch.setattr(topic_admin, "require_broker", soon)
     port = free_port()
     with pytest.raises(BrokerUnreachable, match=f"127.0.0.1:{port}"):

@@ -11,7 +11,6 @@ from typing import Final
 
 from agents_stream.core.instructions import (
     Arm,
-    Because,
     CallTool,
     Cancel,
     Cause,
@@ -22,7 +21,6 @@ from agents_stream.core.instructions import (
     Proceed,
     Publish,
 )
-from agents_stream.core.reasons import Reason
 from agents_stream.core.session import FlowRun, SessionRecord, iso
 
 FLOW: Final = "data_collection"
@@ -48,9 +46,9 @@ def on_started(session: SessionRecord, cause: Cause) -> Iterator[Instruction]:
 
 def on_message(session: SessionRecord, cause: Cause) -> Iterator[Instruction]:
     """The customer wrote: an answer, if one is waited for."""
-    run = session.flows.get(FLOW)
-    if run is None or REPLY not in session.deadlines:
+    if REPLY not in session.deadlines:
         return
+    run = session.flows[FLOW]
     yield Cancel(REPLY)
     if session.missing_data():
         yield Finish(FLOW, "responded", "awaiting_more_data", run.workspace_id, run.run)
@@ -60,10 +58,7 @@ def on_message(session: SessionRecord, cause: Cause) -> Iterator[Instruction]:
 
 def on_reply_due(session: SessionRecord, cause: Cause) -> Iterator[Instruction]:
     """Silence: ask for what is missing, or go on when nothing is."""
-    run = session.flows.get(FLOW)
-    if run is None:
-        yield Because(Reason.RUN_ENDED)
-        return
+    run = session.flows[FLOW]
     missing = session.missing_data()
     if not missing:
         yield from _await_promos(run, cause)
@@ -76,10 +71,7 @@ def on_reply_due(session: SessionRecord, cause: Cause) -> Iterator[Instruction]:
 
 def on_promos_due(session: SessionRecord, cause: Cause) -> Iterator[Instruction]:
     """The data has been complete for a while: offer the packs."""
-    run = session.flows.get(FLOW)
-    if run is None:
-        yield Because(Reason.RUN_ENDED)
-        return
+    run = session.flows[FLOW]
     offer = {
         "sessionId": session.session_id,
         "conversationId": run.conversation_id,

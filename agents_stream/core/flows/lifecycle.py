@@ -64,7 +64,7 @@ def on_close(session: SessionRecord, cause: Cause) -> Iterator[Instruction]:
     for flow in ("data_collection", "promos"):
         if run := session.flows.get(flow):
             # An order that exists already is not passed over: its number goes with the end.
-            order = promos.known_order(session) if flow == promos.FLOW else {}
+            order = promos.known_order(session, run) if flow == promos.FLOW else {}
             yield Finish(flow, "cancelled", "session_closed", run.workspace_id, run.run, order)
     for command in session.pending.values():
         if command.flow == "proactive" and command.state != "failed":

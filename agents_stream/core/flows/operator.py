@@ -42,7 +42,11 @@ def act(draft: Draft, cause: Cause) -> None:
 
 
 def fire(draft: Draft, name: str, cause: Cause) -> None:
-    """End a deadline as fired and do what it was armed for."""
+    """End a deadline as fired and do what it was armed for.
+
+    A deadline stands only while its run or its command waits for it (a property of the tests), so
+    that none of the rules below asks whether it does.
+    """
     draft.follow([Fire(name)])
     session = draft.record
     if name == data_collection.REPLY:
@@ -52,7 +56,7 @@ def fire(draft: Draft, name: str, cause: Cause) -> None:
     elif name == promos.REPLY:
         draft.follow(promos.on_reply_due(session, cause))
     elif name.startswith(tools.RETRY):
-        draft.follow(tools.on_retry_due(session, name.removeprefix(tools.RETRY)))
+        draft.follow(tools.on_retry_due(name.removeprefix(tools.RETRY)))
     else:
         raise AssertionError(f"nothing arms a deadline called {name}")
 
@@ -65,8 +69,8 @@ def _cancel(session: SessionRecord, name: str, cause: Cause) -> Iterator[Instruc
         yield from tools.give_up(session, name.removeprefix(tools.RETRY), by)
         return
     flow: FlowName = "promos" if name == promos.REPLY else "data_collection"
-    if run := session.flows.get(flow):
-        yield Finish(flow, "cancelled", "timer_cancelled", run.workspace_id, run.run)
+    run = session.flows[flow]
+    yield Finish(flow, "cancelled", "timer_cancelled", run.workspace_id, run.run)
 
 
 def _resume(draft: Draft, cause: Cause) -> None:

@@ -23,7 +23,7 @@ from agents_stream.core.instructions import (
     Proceed,
 )
 from agents_stream.core.reasons import Reason
-from agents_stream.core.session import PendingCommand, SessionRecord, iso
+from agents_stream.core.session import FlowRun, PendingCommand, SessionRecord, iso
 
 FLOW: Final = "promos"
 REPLY = "promos.reply"
@@ -51,19 +51,16 @@ def on_offered(session: SessionRecord, cause: Cause) -> Iterator[Instruction]:
 
 def on_message(session: SessionRecord, cause: Cause) -> Iterator[Instruction]:  # noqa: ARG001
     """The customer wrote: a choice, if one is waited for. The engine handles it."""
-    run = session.flows.get(FLOW)
-    if run is None or REPLY not in session.deadlines:
+    if REPLY not in session.deadlines:
         return
+    run = session.flows[FLOW]
     yield Cancel(REPLY)
     yield Finish(FLOW, "responded", "awaiting_selection_processing", run.workspace_id, run.run)
 
 
 def on_reply_due(session: SessionRecord, cause: Cause) -> Iterator[Instruction]:  # noqa: ARG001
     """Silence: create the order."""
-    run = session.flows.get(FLOW)
-    if run is None:
-        yield Because(Reason.RUN_ENDED)
-        return
+    run = session.flows[FLOW]
     if session.contact_id is None:
         yield Because(Reason.CONTACT_UNKNOWN)
         yield Finish(FLOW, "failed", "contact_unknown", run.workspace_id, run.run)
@@ -118,9 +115,9 @@ def on_told(message: PendingCommand, extra: dict[str, object]) -> Iterator[Instr
     )
 
 
-def known_order(session: SessionRecord) -> dict[str, object]:
-    """The order of which the customer is being told, as an outcome names it; none: nothing."""
+def known_order(session: SessionRecord, run: FlowRun) -> dict[str, object]:
+    """The order of which a run is telling the customer, as its outcome names it; none: nothing."""
     for command in session.pending.values():
-        if command.then == "told" and command.state != "failed":
+        if command.then == "told" and command.run == run.run:
             return dict(command.extra)
     return {}

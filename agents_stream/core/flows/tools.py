@@ -48,20 +48,15 @@ def on_result(session: SessionRecord, cause: Cause, result: ToolResult) -> Itera
         yield from _fail(session, cause, command, result)
 
 
-def on_retry_due(session: SessionRecord, command_id: str) -> Iterator[Instruction]:
+def on_retry_due(command_id: str) -> Iterator[Instruction]:
     """The backoff is over: the next attempt goes out."""
-    command = session.pending.get(command_id)
-    if command is None or command.state != "retrying":
-        yield Because(Reason.RUN_ENDED)
-        return
     yield Reissue(command_id)
 
 
 def give_up(session: SessionRecord, command_id: str, error: ToolError) -> Iterator[Instruction]:
     """A person cancelled the retry of a command: it has failed for good."""
-    command = session.pending.get(command_id)
-    if command is not None:
-        yield from _fail_for_good(session, command, "tool_failed", error, unknown=False)
+    command = session.pending[command_id]
+    yield from _fail_for_good(session, command, "tool_failed", error, unknown=False)
 
 
 def _succeed(

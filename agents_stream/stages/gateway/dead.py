@@ -27,9 +27,7 @@ class DeadLetters:
     async def bury(self, record: ConsumerRecord, reason: str, detail: str) -> None:
         """Publish a dead letter about a record, keyed as the record was, and wait for its ack."""
         letter = letter_of(record, reason, detail[:MAX_DETAIL_CHARS])
-        await self._producer.send_and_wait(
-            self._topic, value=orjson.dumps(letter), key=record.key
-        )
+        await self._producer.send_and_wait(self._topic, value=orjson.dumps(letter), key=record.key)
         metrics.dead_letters.labels(reason=reason).inc()
         log.warning(
             "record_buried",

@@ -45,6 +45,22 @@ MAX_FORGOTTEN_AT_ONCE: Final = 500
 _JOINED: Final = "joined/"
 
 
+def marker_of(group: str) -> tuple[str, bytes]:
+    """Key and value of the record which says that a group has begun on a partition.
+
+    A group that has begun and has no offsets has lost them (Kafka forgets those of a group that
+    was away for 7 days); one that never began has none yet. See `starting.py`.
+    """
+    line = {"v": SCHEMA_VERSION, "state": "joined", "at": wall_ms()}
+    return _JOINED + group, orjson.dumps(line)
+
+
+def group_of(record: ConsumerRecord) -> str | None:
+    """Give the group that a marker is about; None for every other record."""
+    key = (record.key or b"").decode("utf-8", "replace")
+    return key.removeprefix(_JOINED) if key.startswith(_JOINED) else None
+
+
 @dataclass(slots=True)
 class Remembered:
     """One attempt: who started it and when (broker's time), and its result once it has ended."""
@@ -115,7 +131,7 @@ class PartitionMemory:
         ours = orjson.dumps(result)
         await self._write(attempt.key, self._line(attempt, "done", ours))
         counts = self._attempts[attempt.key].result
-        assert counts is not None, "an end was absorbed"  # noqa: S101 - ours, if no other
+        assert counts is not None, "an end was absorbed"
         if counts != ours:
             log.warning(
                 "attempt_ended_elsewhere",
@@ -130,8 +146,8 @@ class PartitionMemory:
     async def join(self, group: str) -> None:
         """Write down that a consumer group has begun on this partition."""
         if group not in self._joined:
-            line = {"v": SCHEMA_VERSION, "state": "joined", "at": wall_ms(), "by": self._run_id}
-            await self._write(_JOINED + group, line)
+            key, value = marker_of(group)
+            await self._write(key, orjson.loads(value))
 
     async def forget_old(self, now_ms: int) -> int:
         """Forget attempts that are too old, or too many, a bounded number of them at once.
@@ -161,14 +177,9 @@ class PartitionMemory:
         try:
             line = None if record.value is None else orjson.loads(record.value)
             self._absorb(record.offset, key, line, record.timestamp)
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        except (orjson.JSONDecodeError, KeyError, TypeError):
             # None of ours. What it was about counts as never started.
-            log.error(
-                "memory_record_unreadable",
-                partition=self.number,
-                offset=record.offset,
-                error=repr(error),
-            )
+            log.exception("memory_record_unreadable", partition=self.number, offset=record.offset)
 
     async def catch_up(self, until: int | None = None) -> None:
         """Read what has been written since, up to the end, or up to an offset."""

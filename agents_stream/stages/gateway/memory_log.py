@@ -4,7 +4,7 @@ What may live here: Kafka. What the records mean is `memory.py`'s.
 """
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -55,7 +55,7 @@ class MemoryLog:
 
     async def read(
         self, starts: Mapping[int, int | None], until: Mapping[int, int] | None = None
-    ) -> AsyncIterator[ConsumerRecord]:
+    ) -> AsyncGenerator[ConsumerRecord, None]:
         """Give the records of some partitions, each in order.
 
         `starts` is the first offset of each (None: the oldest), `until` the offset at which to
@@ -109,5 +109,5 @@ class MemoryLog:
 
 
 def wall_ms() -> int:
-    """This machine's clock, in milliseconds since the epoch."""
+    """The time of this machine's clock, in milliseconds since the epoch."""
     return round(time.time() * 1000)

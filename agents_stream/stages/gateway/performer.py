@@ -154,9 +154,7 @@ class Performer:
                     result = await self._call(tool, command, caller, turn)
         return await memory.finish(attempt, result), str(result["status"])
 
-    async def _repeat(
-        self, tool: Tool, command: Command, caller: HttpCaller, turn: Turn
-    ) -> Result:
+    async def _repeat(self, tool: Tool, command: Command, caller: HttpCaller, turn: Turn) -> Result:
         """Another gateway started this attempt and has not ended it: it counts as sent."""
         if tool.idempotent:
             return await self._call(tool, command, caller, turn)

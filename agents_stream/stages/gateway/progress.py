@@ -34,7 +34,7 @@ class Progress:
 
     def finish(self, offset: int) -> None:
         """Note that a record taken before is done."""
-        assert offset in self._open, "only what was taken can be done"  # noqa: S101
+        assert offset in self._open, "only what was taken can be done"
         self._open[offset] = True
         while self._open and self._open[first := next(iter(self._open))]:
             del self._open[first]

@@ -76,7 +76,9 @@ class HttpCaller:
     may not be repeated a handshake costs less than a message that nobody can vouch for.
     """
 
-    def __init__(self, endpoint: Endpoint, limits: Limits, connections: int, *, reuse: bool) -> None:
+    def __init__(
+        self, endpoint: Endpoint, limits: Limits, connections: int, *, reuse: bool
+    ) -> None:
         self._url = endpoint.url
         self._limits = limits
         headers = {
@@ -145,7 +147,7 @@ class _Call:
 
     async def read(self) -> None:
         """Read the body up to its limit."""
-        assert self.response is not None  # noqa: S101 - the caller has just set it
+        assert self.response is not None
         async for part in self.response.aiter_bytes():
             self._body += part
             if len(self._body) > MAX_BODY_BYTES:
@@ -153,7 +155,7 @@ class _Call:
 
     def answer(self, *, cut: bool) -> Answer:
         """Give the answer, as much of it as came."""
-        assert self.response is not None  # noqa: S101 - the caller has seen it
+        assert self.response is not None
         return Answer(
             status=self.response.status_code,
             phrase=self.response.reason_phrase[:80],

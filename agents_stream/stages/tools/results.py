@@ -17,7 +17,7 @@ asking again with the same key would bring the same answer. `unknown` says so to
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Final, Literal, assert_never
@@ -213,4 +213,3 @@ def _result(
         "outputs": outputs or {},
         "error": error,
     }
-
