@@ -8,6 +8,7 @@ web server                                  views/
 """
 
 import asyncio
+import math
 from typing import Any, Final
 
 import structlog
@@ -104,6 +105,7 @@ class Worker:
         tables: Any = self.faust.tables
         self.engine.watchdog.gauge("recovery", tables.recovery.stalled_s)
         self.engine.watchdog.gauge("consuming", consumer_of(self.faust).stalled_s)
+        self.engine.watchdog.gauge("faust", lambda: math.inf if self.faust.crashed else 0.0)
         await self.faust.start()
         log.info("worker ready", url=settings.public_url, group=settings.group_id)
 

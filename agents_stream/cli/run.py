@@ -3,12 +3,14 @@
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Final
 
 import typer
 
 from agents_stream.cli.options import BROKER, CONNECTION, FLOWS, TOOLS, WEB, WORKER, takes
+from agents_stream.leash import hold_parent
 from agents_stream.settings import Settings
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs: --help stays quick
@@ -31,10 +33,11 @@ class StopSignals:
     """Takes SIGTERM and SIGINT from its making on; a second one ends the process at once.
 
     It is made before anything slow is imported: who stops a worker that is still starting gets
-    exit code 0 too.
+    exit code 0 too. A process that `up` started ends with it, as at a SIGTERM.
     """
 
     def __init__(self) -> None:
+        hold_parent()
         self._caught = False
         self._before = {number: signal.signal(number, self._note) for number in _STOPPING}
 
@@ -74,11 +77,28 @@ def up(
     demo: Annotated[
         bool, typer.Option("--demo", help="Play recorded conversations, 60 times faster.")
     ] = False,
+    conversations: Annotated[
+        Path | None, typer.Option(help="With --demo: the conversations to play.")
+    ] = None,
+    sandbox_port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="The port of the sandbox.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no live feed.")] = False,
 ) -> None:
     """Run everything on this machine: Kafka, topics, worker, gateway, sandbox, console."""
+    if conversations is not None and not demo:
+        raise typer.BadParameter("--conversations is for --demo")
     from agents_stream.supervisor import run_up
 
-    raise typer.Exit(run_up(settings, demo=demo))
+    raise typer.Exit(
+        run_up(
+            settings,
+            demo=demo,
+            sandbox_port=sandbox_port,
+            conversations=conversations,
+            quiet=quiet,
+        )
+    )
 
 
 @takes(*WORKER, log_level="info")

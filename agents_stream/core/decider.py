@@ -77,8 +77,7 @@ def apply(record: SessionRecord | None, entry: Entry, at: Position) -> Decision:
     if record is None and entry.kind != "event":
         return Decision(None, reasons=(Reason.UNKNOWN_SESSION,))
     if record is not None and _was_seen(record, entry):
-        moved = replace(record, journal_offset=at.offset, journal_timestamp=at.timestamp)
-        return Decision(moved, reasons=(Reason.DUPLICATE,))
+        return Decision(_moved(record, at), reasons=(Reason.DUPLICATE,))
     before = SessionRecord(entry.session_id, opened_offset=at.offset) if record is None else record
     now_ms = at.timestamp if entry.kind == "deadline" else entry.source.timestamp
     cause = do.Cause(now_ms, at.offset, entry.durations, entry.data)
@@ -92,6 +91,16 @@ def apply(record: SessionRecord | None, entry: Entry, at: Position) -> Decision:
         detail = f"{type(error).__name__} in the decision"
         refused = _refuse(before, entry, at, "reducer_error", detail, Reason.REDUCER_ERROR)
         return replace(refused, crash=error)
+
+
+def _moved(record: SessionRecord, at: Position) -> SessionRecord:
+    """The record at its new journal position, whose time never goes back.
+
+    A broker's clock may: then the entry before would seem not to be applied, and recovery, which
+    compares times first, would take an older record for the newer one.
+    """
+    latest = max(at.timestamp, record.journal_timestamp)
+    return replace(record, journal_offset=at.offset, journal_timestamp=latest)
 
 
 def _was_seen(record: SessionRecord, entry: Entry) -> bool:
@@ -236,16 +245,24 @@ def _keep_books(
     outbox = record.outbox
     if actions:
         outbox = {**outbox, at.offset: tuple(encode_action(action) for action in actions)}
+    # The latest time, as for the journal's position: a broker's clock may go back.
+    _, latest = record.seen.get(source.place, (-1, -1))
     return replace(
-        record,
-        seen={**record.seen, source.place: (source.offset, source.timestamp)},
+        _moved(record, at),
+        seen={**record.seen, source.place: (source.offset, max(source.timestamp, latest))},
         recent_ids=recent,
         own_events=tuple(item for item in record.own_events if item != entry.event_id),
-        home=source.partition if entry.kind == "event" and source.keyed else record.home,
-        journal_offset=at.offset,
-        journal_timestamp=at.timestamp,
+        home=source.partition if _shows_home(entry) else record.home,
         outbox=outbox,
     )
+
+
+def _shows_home(entry: Entry) -> bool:
+    """Whether an event shows in which partition the session's producers write.
+
+    An operator's tool may have another partitioner than the producers: it shows nothing.
+    """
+    return entry.kind == "event" and entry.source.keyed and entry.name != "agent/operator.action"
 
 
 def _reject_growth(before: SessionRecord, entry: Entry, at: Position) -> Decision:

@@ -108,7 +108,8 @@ def empty_state() -> dict[str, Any]:
 class SessionRecord:
     """One session. Everything but `outbox` is a pure function of the journal (G8).
 
-    `seen` maps a source partition to the offset and timestamp last applied from it;
+    `seen` maps a source partition to the offset last applied from it and the latest timestamp;
+    `journal_offset` and `journal_timestamp` are the same for the journal;
     `recent_ids` holds the last ids for deduplication; `own_events` the ids of events that we
     published and that have not come back; `home` the partition in which the session's events
     arrive; `outbox` the actions, by journal offset, that are not known to be published.
@@ -191,8 +192,6 @@ def journal_position(raw: bytes) -> tuple[int, int]:
 
 
 _FIELDS = tuple(item.name for item in fields(SessionRecord))
-_BOOKKEEPING = frozenset(
-    ("outbox", "seen", "recent_ids", "journal_offset", "journal_timestamp")
-    + ("status", "close_reason", "paused")
-)
-_CONTENT = tuple(name for name in _FIELDS if name not in _BOOKKEEPING)
+_BOOKKEEPING = {"outbox", "seen", "recent_ids", "journal_offset", "journal_timestamp"}
+_STANDING = {"status", "close_reason", "paused"}
+_CONTENT = tuple(name for name in _FIELDS if name not in _BOOKKEEPING | _STANDING)

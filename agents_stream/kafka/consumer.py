@@ -182,9 +182,7 @@ class BatchConsumer(Consumer):
             while not (self.should_stop or fetcher.should_stop):
                 self.polled_at = time.monotonic()
                 if not self.flow_active:
-                    await asyncio.wait(
-                        [asyncio.ensure_future(self.can_resume_flow.wait())], timeout=POLL_S
-                    )
+                    await asyncio.sleep(POLL_S)
                     continue
                 fetched = await self.kafka.getmany(timeout_ms=int(POLL_S * 1_000))
                 self._take(fetched)

@@ -125,8 +125,10 @@ def create_app(engine: Engine) -> faust.App:
 
 def quiet_faust() -> None:
     """Raise the loggers' levels: Faust formats three debug records a message for nobody."""
-    for name in ("faust", "mode", "aiokafka", "asyncio"):
+    for name in ("faust", "mode", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # aiokafka logs an error at each try while a broker is away; we say it once, when we give up.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 def consumer_of(app: Any) -> BatchConsumer:

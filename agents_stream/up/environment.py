@@ -34,10 +34,15 @@ _MAX_PORT: Final = 65_535
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one `up` runs: the settings of every child, and the sandbox's port (None: no sandbox)."""
+    """What one `up` runs.
+
+    `settings` are those of every child, `sandbox_port` is None where no sandbox is wanted, and
+    `fresh` means that whatever is in the data directory is thrown away first.
+    """
 
     settings: Settings
     sandbox_port: int | None
+    fresh: bool = False
 
     @property
     def sandbox_url(self) -> str | None:

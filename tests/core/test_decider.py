@@ -15,7 +15,13 @@ from agents_stream.core.decider import Decision, apply
 from agents_stream.core.events import EVENTS
 from agents_stream.core.journal import Durations, Entry, EntryKind, Position, Source, decode_entry
 from agents_stream.core.reasons import Reason
-from agents_stream.core.session import MAX_OWN_EVENTS, MAX_RECENT_IDS, SessionRecord
+from agents_stream.core.session import (
+    MAX_OWN_EVENTS,
+    MAX_RECENT_IDS,
+    SessionRecord,
+    encode_record,
+    journal_position,
+)
 from tests.core.transcript import Conversation, decide, retell, substance, tidy
 
 TRANSCRIPTS = {
@@ -156,9 +162,26 @@ def test_a_source_record_is_known_by_offset_and_time(offset: int, timestamp: int
     decision = apply(record, entry_of(offset=offset, timestamp=timestamp), at(11))
     known = (offset, timestamp) in KNOWN
     assert (Reason.DUPLICATE in decision.reasons) is known
-    expected = (5, 1_000) if known else (offset, timestamp)
+    expected = (5, 1_000) if known else (offset, max(timestamp, 1_000))
     assert decision.record
     assert decision.record.seen == {"from.event/3": expected}
+
+
+def test_a_brokers_clock_that_goes_back_repeats_nothing() -> None:
+    """G2, G9: after a change of leader a later offset may have an earlier time.
+
+    Both offsets stay known, in the journal and in the source, and the later record stays the
+    higher one for recovery, which compares times first.
+    """
+    first, second = entry_of(offset=5, timestamp=1_000), entry_of(offset=6, timestamp=900)
+    record = opened(first)
+    later = apply(record, second, at(11, 1_900)).record
+    assert later
+    assert later.seen == {"from.event/3": (6, 1_000)}
+    assert journal_position(encode_record(later)) > journal_position(encode_record(record))
+    for entry, place in ((first, at(10)), (second, at(11, 1_900))):
+        assert apply(later, entry, place).repeated
+        assert apply(later, entry, at(12, 1_950)).reasons == (Reason.DUPLICATE,)
 
 
 def test_only_the_journal_position_moves_for_a_duplicate() -> None:

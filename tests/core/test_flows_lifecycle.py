@@ -178,6 +178,14 @@ TRANSCRIPTS = {
                 with {"orderId": "order-5"}
             outcome session closed/completed
     """,
+    "a close forgets what failed for good": """
+        given session.started; promos.offered; due; failed
+        session.close
+            closes completed
+            outcome session closed/completed
+        succeeded
+            because unknown_command
+    """,
     "a closed session takes nothing but a start": """
         given session.started; session.close
         customer.message {"conversationId": "c2"}

@@ -34,6 +34,14 @@ TRANSCRIPTS = {
             outcome proactive failed/reminder
                 with {"error": {"code": "retry_cancelled", "message": "by olga"}}
     """,
+    "the retry of a request for data is cancelled: it has failed for good": """
+        given session.started; collecting_data.started; due; failed retryable
+        operator cancel_timer retry:@1
+            ends retry:@1 cancelled
+            buries @1: tool_failed, retry_cancelled: by olga
+            outcome data_collection failed/sent_pending_message
+                with {"error": {"code": "retry_cancelled", "message": "by olga"}}
+    """,
     "the retry of an order is cancelled: it has failed for good": """
         given session.started; promos.offered; due; failed retryable
         operator cancel_timer retry:@1
@@ -145,6 +153,18 @@ TRANSCRIPTS = {
             pauses
         +20m operator resume
             resumes
+    """,
+    "at the resume what is due in that millisecond runs": """
+        given session.started; collecting_data.started; operator pause
+        +6m operator resume
+            resumes
+            ends data_collection.reply fired
+            @1 tells c1: PENDING
+    """,
+    "G4: a resume of what is not paused fires nothing": """
+        given session.started; collecting_data.started
+        +7m operator resume
+            because not_paused
     """,
     "at the resume two are due at once": """
         given session.started; promos.offered; +4m collecting_data.started; operator pause

@@ -1,5 +1,6 @@
 """SPEC §5, results and retries, as transcripts; the language is explained in `transcript.py`."""
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -304,6 +305,19 @@ def test_redriven_command(script: str) -> None:
     promos is in progress again while its order or message is, other flows are not.
     """
     assert retell(script) == tidy(script)
+
+
+def test_a_retried_order_takes_its_run_up_again() -> None:
+    """SPEC §8 shows flows: the run that goes on is that of the command, with all that it knew."""
+    conversation = Conversation()
+    conversation.event("session.started")
+    begun = conversation.event("promos.offered", {"conversationId": "c9", "workspaceId": "w9"})
+    for step in ("due", "failed", "operator retry_command @1"):
+        conversation.play(step)
+    assert begun.record
+    assert conversation.record
+    earlier, now = begun.record.flows["promos"], conversation.record.flows["promos"]
+    assert now == replace(earlier, step="ordering", started_at_ms=conversation.now_ms)
 
 
 def letters(conversation: Conversation) -> list[dict[str, Any]]:

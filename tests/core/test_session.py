@@ -121,7 +121,10 @@ def test_times_are_iso_8601_with_milliseconds(timestamp_ms: int, text: str) -> N
     assert iso(timestamp_ms) == text
 
 
-@pytest.mark.parametrize("changes", [{"outbox": {}}, {"seen": {}}, {"recent_ids": ()}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"outbox": {}}, {"seen": {}}, {"recent_ids": ()}, {"journal_offset": 1_000_000}],
+)
 def test_bookkeeping_does_not_count_as_content(changes: dict[str, Any]) -> None:
     """SPEC §3 limits what events add; what we keep for ourselves has limits of its own."""
     assert content_size(replace(FULL, **changes)) == content_size(FULL)

@@ -15,7 +15,8 @@ NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 async def get(url: str, **words: Any) -> httpx.Response:
     """Ask as a program without any token does; what is None is left out of the query."""
     async with httpx.AsyncClient(verify=NO_TLS) as client:
-        return await client.get(url, params={k: v for k, v in words.items() if v is not None})
+        given = {name: value for name, value in words.items() if value is not None}
+        return await client.get(url, params=given or None)  # {} would remove the address's own
 
 
 async def ok(url: str, **words: Any) -> Any:

@@ -69,7 +69,7 @@ class WorkerProcess:
         )
         with open(self.log, "ab") as out:  # noqa: PTH123 - handed to the child
             self.process = subprocess.Popen(
-                [sys.executable, "/tmp/w/run_worker.py"],
+                [sys.executable, "-m", "agents_stream", "worker"],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=out,

@@ -33,31 +33,37 @@ PATIENCE_S = 25.0
 WHATSAPP, CRM = "whatsapp.message.send", "crm.order.create"
 _TOPICS = {WHATSAPP: WHATSAPP_MESSAGE_SEND, CRM: CRM_ORDER_CREATE}
 _ROOT = Path(__file__).parents[2]
-# CRASH_AT names a step of an attempt: the process ends there, as by a power cut.
+# HALT_AT names a step of an attempt. `crash` ends the process there, as a power cut would; `pause`
+# stops it there until somebody continues it.
 _PROCESS = """
-import asyncio, os
+import asyncio, os, signal
 from aiokafka import AIOKafkaProducer
 from agents_stream.settings import Settings
 from agents_stream.stages.gateway import run_gateway
 from agents_stream.stages.gateway.memory import PartitionMemory
+from agents_stream.stages.tools.http_call import HttpCaller
 
-def crash(owner, name, first):
+STEPS = {
+    "before start": (PartitionMemory, "start", False),
+    "started": (PartitionMemory, "start", True),
+    "before call": (HttpCaller, "post", False),
+    "answered": (PartitionMemory, "finish", False),
+    "ended": (PartitionMemory, "finish", True),
+    "published": (AIOKafkaProducer, "send_and_wait", True),
+}
+
+def halt(owner, name, behind, how):
     original = getattr(owner, name)
     async def until_here(*args, **kwargs):
-        if first:
-            await original(*args, **kwargs)
-        os._exit(9)
+        setattr(owner, name, original)
+        result = await original(*args, **kwargs) if behind else None
+        os._exit(9) if how == "crash" else os.kill(os.getpid(), signal.SIGSTOP)
+        return result if behind else await original(*args, **kwargs)
     setattr(owner, name, until_here)
 
-match os.environ.get("CRASH_AT"):
-    case "started":
-        crash(PartitionMemory, "start", True)
-    case "answered":
-        crash(PartitionMemory, "finish", False)
-    case "ended":
-        crash(PartitionMemory, "finish", True)
-    case "published":
-        crash(AIOKafkaProducer, "send_and_wait", True)
+how, _, step = os.environ.get("HALT_AT", "").partition(" at ")
+if step:
+    halt(*STEPS[step], how)
 asyncio.run(run_gateway(Settings(), asyncio.Event()))
 """
 
@@ -210,10 +216,10 @@ async def gateway(settings: Settings) -> AsyncIterator[asyncio.Event]:
 
 @asynccontextmanager
 async def gateway_process(
-    settings: Settings, log: Path, crash_at: str = ""
+    settings: Settings, log: Path, halt_at: str = ""
 ) -> AsyncIterator[Process]:
     """Run a gateway as a process of its own, to be killed or paused; its output goes to `log`."""
-    env = {**os.environ, "PYTHONPATH": str(_ROOT), "CRASH_AT": crash_at}
+    env = {**os.environ, "PYTHONPATH": str(_ROOT), "HALT_AT": halt_at}
     for name in settings.model_fields_set | {"whatsapp_url", "crm_url"}:
         value = getattr(settings, name)
         unit = "ms" if name.endswith(("timeout", "delay", "backoff")) else ""

@@ -77,21 +77,22 @@ async def test_every_attempt_gets_its_result(world: World) -> None:
         assert record.partition == partition_for(session, world.settings.partitions)
 
 
+@pytest.mark.parametrize("tool", [WHATSAPP, CRM])
 async def test_a_repeated_attempt_publishes_its_stored_result_and_calls_nobody(
-    world: World,
+    world: World, tool: str
 ) -> None:
     """A redelivered command is performed once, also by the next run; a new attempt is new (G6)."""
     async with gateway(world.settings):
-        await world.command("a")
-        await world.command("a")
+        await world.command("a", tool=tool)
+        await world.command("a", tool=tool)
         await world.until(lambda: len(world.results_of("a")) == 2)
     async with gateway(world.settings):
-        await world.command("a")
+        await world.command("a", tool=tool)
         await world.until(lambda: len(world.results_of("a")) == 3)
         first, *others = world.results_of("a")
         assert others == [first, first]
         assert len(world.calls_of("a")) == 1
-        await world.command("a", attempt=2)
+        await world.command("a", tool=tool, attempt=2)
         await world.until(lambda: len(world.calls_of("a")) == 2)
         await world.until(lambda: world.results[-1]["attempt"] == 2)
 
@@ -148,7 +149,9 @@ async def test_every_crash_point_leaves_a_result_and_no_second_message(
         settings = kafka_settings.model_copy(update={"topic_prefix": prefix, "partitions": 1})
         message_calls, message_status, order_calls = CRASHES[step]
         async with world_of(settings) as world:
-            async with gateway_process(world.settings, tmp_path / prefix, step) as process:
+            async with gateway_process(
+                world.settings, tmp_path / prefix, f"crash at {step}"
+            ) as process:
                 await world.command("c", "s1", tool)
                 assert await asyncio.wait_for(process.wait(), 30) == 9
             async with gateway(world.settings):
@@ -282,6 +285,48 @@ async def test_a_paused_gateway_that_comes_back_sends_nothing_twice(
         assert len(statuses) == 1, (name, statuses)
     unknown = {one["commandId"] for one in world.results if one["status"] == "unknown"}
     assert len(unknown) <= 3, "only what was under way in each session"
+
+
+# A gateway pauses at a step, past the session timeout, and comes back when its successor is done:
+# calls of the message and its status, calls of the order (which always succeeds).
+PAUSES = {
+    "before start": (1, "succeeded", 1),
+    "started": (0, "unknown", 1),
+    "before call": (1, "unknown", 2),
+}
+
+
+async def test_a_gateway_paused_in_the_middle_of_an_attempt_does_not_do_it_again(
+    kafka_settings: Settings, tmp_path: Path
+) -> None:
+    """The first start in the log has the right to call, the first end is the result (G6, G9).
+
+    Only a pause between the last check and the first byte leaves a call behind: of a message that
+    is told as `unknown`, or of an order with the same key.
+    """
+
+    async def pause_at(step: str, tool: str) -> None:
+        prefix = f"{kafka_settings.topic_prefix}{step.replace(' ', '.')}.{tool[:3]}."
+        settings = kafka_settings.model_copy(update={"topic_prefix": prefix, "partitions": 1})
+        message_calls, message_status, order_calls = PAUSES[step]
+        async with (
+            world_of(settings) as world,
+            gateway_process(world.settings, tmp_path / prefix, f"pause at {step}") as paused,
+        ):
+            await world.command("c", "s1", tool)
+            async with gateway(world.settings):
+                await world.until(lambda: world.results)
+                paused.send_signal(signal.SIGCONT)
+                await world.until(lambda: len(world.results) > 1)
+                await asyncio.sleep(1)
+                assert paused.returncode is None
+        status = message_status if tool == WHATSAPP else "succeeded"
+        assert {one["status"] for one in world.results} == {status}, (step, tool)
+        calls = message_calls if tool == WHATSAPP else order_calls
+        assert len(world.calls_of("c")) == len(world.calls) == calls, (step, tool)
+
+    for tool in (WHATSAPP, CRM):
+        await asyncio.gather(*(pause_at(step, tool) for step in PAUSES))
 
 
 async def test_what_is_no_command_is_buried_and_stops_nothing(world: World) -> None:

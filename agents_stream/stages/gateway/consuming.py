@@ -229,7 +229,7 @@ class OrderedConsumer:
         held, self._held = list(self._held.values()), {}
         begun = [task for one in held for task in one.drop_unclaimed()]
         if begun:
-            late = 0
+            _, late = await asyncio.wait(begun, timeout=self._drain_limit_s)
             if late:
                 log.warning("calls_outlast_release", group=self._handler.group, count=len(late))
         await self._commit(held)

@@ -207,7 +207,7 @@ class PartitionMemory:
         """Append a line, take in whatever came before it, then the line itself."""
         value = None if line is None else orjson.dumps(line)
         written = await self._log.append(self.number, key, value)
-        # Acks wake their waiters in the order of their offsets, and the lock keeps that order.
+        # Under the lock, so that what lies before many own lines is read once.
         async with self._in_order:
             if written.offset is None:
                 await self.catch_up()

@@ -1,0 +1,271 @@
+"""`dead-letters list|redrive`: straight from Kafka, so that they work without a worker too."""
+
+import asyncio
+import heapq
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from agents_stream.cli.options import CONNECTION, parse_moment, takes
+from agents_stream.cli.output import print_json, print_table, progress_bar
+from agents_stream.settings import Settings
+
+if TYPE_CHECKING:
+    from agents_stream.dead_letters import Buried
+    from agents_stream.redrive import Plan, Redriven
+    from agents_stream.views.reads import Letter, LetterPlace
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs: --help stays quick
+
+DEFAULT_LIMIT: Final = 100
+MAX_SHOWN: Final = 50
+EXIT_REFUSED: Final = 1
+
+Reasons = Annotated[
+    list[str] | None, typer.Option("--reason", help="Only those of this reason; may be repeated.")
+]
+Session = Annotated[str | None, typer.Option("--session", help="Only those of this session.")]
+Since = Annotated[
+    str | None,
+    typer.Option("--since", help="Only those written since: 2026-01-31T12:00:00Z, or 90m (ago)."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Choice:
+    """Which letters; a letter of no choice at all is wanted."""
+
+    def __init__(self, reasons: list[str] | None, session: str | None, since: str | None) -> None:
+        self.reasons = frozenset(reasons or ())
+        self.session = session
+        self.since_ms = None if since is None else parse_moment("--since", since)
+        self.places: frozenset[str] = frozenset()
+
+    def wants(self, letter: "Buried") -> bool:
+        """Whether a letter is one of them."""
+        from agents_stream.dead_letters import session_of
+
+        if self.reasons and letter.reason not in self.reasons:
+            return False
+        if self.places and letter.id not in self.places:
+            return False
+        if self.session is None:
+            return True
+        return self.session in {session_of(letter), (letter.key or b"").decode(errors="replace")}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    letters = typer.Typer(help="What could not be accepted or performed.")
+    letters.command("list")(list_letters)
+    letters.command("redrive")(redrive)
+    app.add_typer(letters, name="dead-letters", no_args_is_help=True)
+
+
+@takes(*CONNECTION)
+def list_letters(
+    settings: Settings,
+    *,
+    reason: Reasons = None,
+    session: Session = None,
+    since: Since = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many.")] = DEFAULT_LIMIT,
+    cursor: Annotated[
+        str | None, typer.Option(help="Go on where a page ended: its nextCursor.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    json: Json = False,
+) -> None:
+    """List dead letters, the newest first."""
+    choice = Choice(reason, session, since)
+    asyncio.run(_list(settings, choice, None if every else limit, _place(cursor), as_json=json))
+
+
+async def _list(
+    settings: Settings,
+    choice: Choice,
+    limit: int | None,
+    before: "LetterPlace | None",
+    *,
+    as_json: bool,
+) -> None:
+    from agents_stream.views.forms import letter_json
+    from agents_stream.views.queries import letters_cursor
+
+    found = await _newest(settings, choice, limit, before)
+    shown = found if limit is None else found[:limit]
+    following = letters_cursor(shown[-1].place) if len(found) > len(shown) else None
+    items = [letter_json(letter) for letter in shown]
+    if as_json:
+        print_json({"items": items, "nextCursor": following})
+        return
+    print_table(("at", "reason", "source", "key", "detail"), [_row(item) for item in items])
+    if following is not None:
+        print(f"(there are older ones: --all shows them, --cursor {following} goes on)")
+
+
+async def _newest(
+    settings: Settings, choice: Choice, limit: int | None, before: "LetterPlace | None"
+) -> "list[Letter]":
+    """The letters asked for and one more, the newest first."""
+    from agents_stream.cli.cluster import as_in_cluster
+    from agents_stream.core.errors import TerminalError
+    from agents_stream.dead_letters import MAX_LETTERS, letter_lines, read_letter
+    from agents_stream.kafka.topics import DEAD_LETTERS
+    from agents_stream.views.reads import Letter
+
+    settings = await as_in_cluster(settings, DEAD_LETTERS)
+    chooses = bool(choice.reasons or choice.session)
+    room = MAX_LETTERS if limit is None else limit + 1
+    newest: list[tuple[LetterPlace, Letter]] = []
+    async with aclosing(letter_lines(settings, choice.since_ms)) as lines:
+        async for line in lines:
+            letter = Letter(line.partition, line.offset, line.timestamp, line.key, line.value)
+            if before is not None and letter.place >= before:
+                continue
+            buried = read_letter(line) if chooses else None
+            if chooses and (buried is None or not choice.wants(buried)):
+                continue
+            heapq.heappush(newest, (letter.place, letter))
+            if len(newest) > room:
+                if limit is None:
+                    raise TerminalError(f"more than {MAX_LETTERS} letters: use --since or --limit")
+                heapq.heappop(newest)
+    return [letter for _, letter in sorted(newest, reverse=True)]
+
+
+def _place(cursor: str | None) -> "LetterPlace | None":
+    if cursor is None:
+        return None
+    from agents_stream.views.http import Rejection
+    from agents_stream.views.queries import letters_query
+
+    try:
+        return letters_query({"cursor": cursor}).before
+    except Rejection as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _row(item: dict[str, Any]) -> tuple[object, ...]:
+    source = item.get("source") or {}
+    place = "/".join(str(source.get(name)) for name in ("topic", "partition", "offset"))
+    shown = place if source else None
+    return item["at"], item["reason"], shown, item.get("key"), item.get("detail")
+
+
+@takes(*CONNECTION)
+def redrive(
+    settings: Settings,
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TOPIC/PARTITION/OFFSET]...", help="The sources of the letters."),
+    ] = None,
+    *,
+    reason: Reasons = None,
+    session: Session = None,
+    since: Since = None,
+    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Send also what would become a dead letter again.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Send dead letters in again, once their cause is repaired."""
+    if bool(places) == bool(every or reason or session or since):
+        raise typer.BadParameter(
+            "say which: TOPIC/PARTITION/OFFSET, or --reason, --session, --since or --all"
+        )
+    choice = Choice(reason, session, since)
+    choice.places = frozenset(_letter_id(place) for place in places or ())
+    asyncio.run(_redrive(settings, choice, dry_run=dry_run, asks=not yes, force=force, json=json))
+
+
+async def _redrive(
+    settings: Settings, choice: Choice, *, dry_run: bool, asks: bool, force: bool, json: bool
+) -> None:
+    from agents_stream import redrive as redriving
+    from agents_stream.cli.cluster import as_in_cluster
+    from agents_stream.core.errors import TerminalError
+    from agents_stream.dead_letters import find_letters
+    from agents_stream.kafka.topics import DEAD_LETTERS, load_topics
+
+    inputs = [spec.name for spec in load_topics().inputs]
+    settings = await as_in_cluster(settings, DEAD_LETTERS, *inputs)
+    letters = await find_letters(settings, choice.wants, choice.since_ms)
+    missing = sorted(choice.places - {letter.id for letter in letters})
+    if missing:
+        raise TerminalError(
+            f"no dead letter has the source {', '.join(missing[:MAX_SHOWN])}; `agents-stream"
+            " dead-letters list` shows those that there are. Nothing was sent"
+        )
+    plan = await redriving.plan(settings, letters, force=force)
+    if plan.sendings and asks and not dry_run and sys.stdin.isatty():
+        _show_plan(plan)
+        typer.confirm(f"Send {len(plan.sendings)} in again?", abort=True, err=True)
+    sent: list[Redriven] = []
+    if plan.sendings and not dry_run:
+        with progress_bar("sending") as progress:
+            total = len(plan.sendings)
+            sent = await redriving.send(settings, plan.sendings, lambda n: progress(n, total))
+    _tell(plan, sent, dry_run=dry_run, as_json=json)
+    if plan.refused:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def _letter_id(place: str) -> str:
+    parts = place.removeprefix("dl:").rsplit("/", 2)
+    if len(parts) != len(("topic", "partition", "offset")) or not (
+        parts[1].isdigit() and parts[2].isdigit()
+    ):
+        raise typer.BadParameter(f"{place!r} is no TOPIC/PARTITION/OFFSET")
+    return f"dl:{parts[0]}/{int(parts[1])}/{int(parts[2])}"
+
+
+def _show_plan(plan: "Plan") -> None:
+    rows = [
+        (item.letter.id.removeprefix("dl:"), item.letter.reason, item.topic, item.key)
+        for item in plan.sendings[:MAX_SHOWN]
+    ]
+    decoded = [(*row[:3], (row[3] or b"").decode(errors="replace")) for row in rows]
+    print_table(("source", "reason", "goes to", "key"), decoded)
+    if len(plan.sendings) > MAX_SHOWN:
+        print(f"and {len(plan.sendings) - MAX_SHOWN} more")
+
+
+def _tell(plan: "Plan", sent: "Sequence[Redriven]", *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "planned": [item.letter.id for item in plan.sendings],
+                "redriven": [
+                    {
+                        "id": item.id,
+                        "topic": item.topic,
+                        "partition": item.partition,
+                        "offset": item.offset,
+                        "timestamp": item.timestamp,
+                    }
+                    for item in sent
+                ],
+                "before": [letter.id for letter in plan.before],
+                "refused": [{"id": item.id, "why": why} for item, why in plan.refused],
+            }
+        )
+    elif dry_run:
+        _show_plan(plan)
+        print(f"{len(plan.sendings)} would be sent, {len(plan.before)} were sent before")
+    else:
+        for item in sent[:MAX_SHOWN]:
+            print(f"{item.id} sent as {item.topic}/{item.partition}/{item.offset}")
+        print(f"{len(sent)} sent in again, {len(plan.before)} were sent before")
+    for letter, why in plan.refused[:MAX_SHOWN]:
+        print(f"agents-stream: {letter.id} is not sent: {why}", file=sys.stderr)
+    if len(plan.refused) > MAX_SHOWN:
+        print(f"agents-stream: and {len(plan.refused) - MAX_SHOWN} more", file=sys.stderr)
