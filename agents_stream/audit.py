@@ -22,12 +22,12 @@ from typing import Any, Final
 import orjson
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
-from aiokafka.structs import ConsumerRecord, TopicPartition
+from aiokafka.structs import ConsumerRecord
 
-from agents_stream.core.errors import RetryableError, TerminalError
+from agents_stream.core.errors import RetryableError
 from agents_stream.core.flows.promos import CREATED_TEXT
 from agents_stream.core.journal import Position, decode_entry
-from agents_stream.core.session import SessionRecord, decode_record, journal_position
+from agents_stream.core.session import decode_record
 from agents_stream.kafka import ranges
 from agents_stream.kafka.connection import client_options
 from agents_stream.kafka.topics import (
@@ -51,7 +51,6 @@ async def audit(settings: Settings, on_progress: OnProgress) -> Report:
 
     Raises:
         RetryableError: Kafka cannot be read just now.
-        TerminalError: the log was written by a newer version.
 
     """
     report = Report()
@@ -63,12 +62,14 @@ async def audit(settings: Settings, on_progress: OnProgress) -> Report:
         journal = await log.spans(settings, JOURNAL)
         announced: set[str] = set()
         unproved: set[str] = set()
-        for rows, entries in zip(changelog.items(), journal.items(), strict=True):
-            place, (begin, end) = entries
-            part = _Partition(place, begin, end, acknowledged.get(place[1], 0), report, announced)
-            async for line in log.read(dict([rows])):
+        for (rows, span), (entries, journal_span) in zip(
+            changelog.items(), journal.items(), strict=True
+        ):
+            number, begin = entries[1], journal_span[0]
+            part = _Partition(entries, begin, acknowledged.get(number, 0), report, announced)
+            async for line in log.read({rows: span}):
                 part.take_row(line)
-            async for line in log.read(dict([entries])):
+            async for line in log.read({entries: journal_span}):
                 part.take_entry(line)
             part.finish()
             unproved |= part.unproved
@@ -103,42 +104,138 @@ class _Log:
                     self._on_progress(self._done, self._total)
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A session's highest record: its place in the journal, where it began, its bytes."""
+
+    position: tuple[int, int]
+    opened_offset: int
+    raw: bytes
+
+    @property
+    def journal_offset(self) -> int:
+        return self.position[1]
+
+
 @dataclass(slots=True)
 class _Partition:
     """One partition: its rows first, then its journal, then what is left over."""
 
     place: tuple[str, int]
     begin: int
-    end: int
     acknowledged: int
     report: Report
     announced: set[str]
-    rows: dict[str, tuple[tuple[int, int], bytes]] = field(default_factory=dict)
+    rows: dict[str, _Row] = field(default_factory=dict)
     replays: dict[str, Replay] = field(default_factory=dict)
-    compared: dict[str, int] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
     unproved: set[str] = field(default_factory=set)
 
     def take_row(self, line: ConsumerRecord) -> None:
         """A record of the changelog: the highest of its session wins, as at a recovery (G9)."""
         if line.key is None or line.value is None:
             return
-        key = line.key.decode(errors="replace")
+        session_id = line.key.decode(errors="replace")
         try:
-            position = journal_position(line.value)
-        except (ValueError, KeyError, TypeError):
-            self._violated(key, "a record in the changelog cannot be read", None)
+            record = decode_record(line.value)
+        except (ValueError, KeyError, TypeError) as error:
+            detail = f"a record of the changelog cannot be read: {error}"
+            self._violated(session_id, detail, None)
             return
-        known = self.rows.get(key)
-        if known is None or position > known[0]:
-            self.rows[key] = (position, line.value)
+        row = _Row(
+            (record.journal_timestamp, record.journal_offset), record.opened_offset, line.value
+        )
+        known = self.rows.get(session_id)
+        if known is None or row.position > known.position:
+            self.rows[session_id] = row
 
     def take_entry(self, line: ConsumerRecord) -> None:
-        """An entry of the journal."""
-        key = (line.key or b"").decode(errors="replace")
+        """An entry of the journal: replayed up to the record of its session, not beyond."""
         self.report.entries += 1
-        if key in self.unproved:
+        session_id = (line.key or b"").decode(errors="replace")
+        row = self.rows.get(session_id)
+        if row is not None and row.opened_offset < self.begin:
+            self.unproved.add(session_id)
+        elif row is not None and line.offset > row.journal_offset:
+            self._complete(session_id, row)
+            if line.offset < self.acknowledged:
+                detail = "an entry was acknowledged that is not in the record"
+                self._violated(session_id, detail, line.offset)
+        elif session_id not in self.done:
+            self._replay(session_id, line)
+
+    def finish(self) -> None:
+        """The journal is read: look at what it did not lead to."""
+        known = self.rows.keys() | self.replays.keys() | self.done
+        self.report.sessions += len(known)
+        for session_id, row in self.rows.items():
+            if row.opened_offset < self.begin:
+                self.unproved.add(session_id)
+            else:
+                self._complete(session_id, row)
+        for session_id, replay in self.replays.items():
+            record = replay.record
+            if record is not None and record.opened_offset < self.acknowledged:
+                self._violated(session_id, "it has no record", record.opened_offset)
+            self.report.standing += len(replay.standing)
+        self.report.not_provable += len(self.unproved)
+
+    def _replay(self, session_id: str, line: ConsumerRecord) -> None:
+        replay = self.replays.get(session_id)
+        if replay is None:
+            replay = Replay(session_id, self.place[1], self.report, self.announced)
+            self.replays[session_id] = replay
+        try:
+            entry = decode_entry(line.value or b"")
+        except (ValueError, KeyError, TypeError) as error:
+            self._violated(session_id, f"an entry cannot be read: {error}", line.offset)
+            del self.replays[session_id]
+            self.done.add(session_id)
             return
-        if key in self.compared:
-            # Beyond its record: not applied yet, unless the group says that it is.
-            if line.offset < self.acknowledged and self.compared[key] >= 0:
-                ...
+        at = Position(line.topic, line.partition, line.offset, line.timestamp)
+        replay.follow(entry, at)
+
+    def _complete(self, session_id: str, row: _Row) -> None:
+        """The replay has come to the record: compare, once, and let it go."""
+        if session_id in self.done:
+            return
+        self.done.add(session_id)
+        replay = self.replays.pop(session_id, None)
+        if replay is None:
+            replay = Replay(session_id, self.place[1], self.report, self.announced)
+        replay.compare(decode_record(row.raw))
+        self.report.standing += len(replay.standing)
+
+    def _violated(self, session_id: str, detail: str, offset: int | None) -> None:
+        self.report.add(Violation(session_id, "G8", detail, self.place[1], offset))
+
+
+def _check_message(
+    line: ConsumerRecord, announced: set[str], unproved: set[str], report: Report
+) -> None:
+    """G7 on the tool's own topic: what went out there was decided here."""
+    if line.value is None or _ANNOUNCED not in line.value:
+        return
+    try:
+        command = orjson.loads(line.value)
+        told = command["inputs"]["message"] == CREATED_TEXT
+        command_id, session_id = str(command["id"]), str(command["sessionId"])
+    except (ValueError, KeyError, TypeError):
+        return  # no command: no tool performs it
+    if told and command_id not in announced and session_id not in unproved:
+        detail = f"{line.topic} tells of an order, and no decision did"
+        report.add(Violation(session_id, "G7", detail, line.partition, line.offset))
+
+
+async def _acknowledged(settings: Settings) -> dict[int, int]:
+    """Up to where the workers' group has applied the journal, by partition."""
+    topic = load_topics().name(JOURNAL, settings.topic_prefix)
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    try:
+        await admin.start()
+        offsets = await admin.list_consumer_group_offsets(settings.group_id)
+    except KafkaError as error:
+        raise RetryableError(f"Kafka cannot be read just now: {error!r}") from error
+    finally:
+        await admin.close()
+    return {tp.partition: found.offset for tp, found in offsets.items() if tp.topic == topic}

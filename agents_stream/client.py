@@ -25,7 +25,6 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
     KafkaError,
     KafkaTimeoutError,
-    ProducerClosed,
     UnknownTopicOrPartitionError,
 )
 
@@ -370,13 +369,13 @@ async def _publish_run(
 
 async def _stop(producer: AIOKafkaProducer) -> None:
     """Stop a producer in bounded time, also while no broker answers."""
-    # An idempotent producer retries for ever, and its stop() waits for that. What is still under
-    # way was reported as failed, so it is given up first; there are no public calls for it.
+    # An idempotent producer retries for ever, and its stop() waits for that. Here nobody waits any
+    # more: what is still under way was reported as failed, or is about to be by its own limit.
+    # For "stop now" there is no public call.
     try:
         async with asyncio.timeout(CLOSE_S):
             await producer._sender.close()  # noqa: SLF001
-            producer._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001
-            await producer.stop()
     except TimeoutError:
         log.warning("producer_stopped_hard", after_s=CLOSE_S)
-        await producer.client.close()
+    producer._closed = True  # noqa: SLF001
+    await producer.client.close()

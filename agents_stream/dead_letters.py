@@ -78,6 +78,7 @@ def session_of(letter: Buried) -> str | None:
 
 
 def object_of(raw: bytes | None) -> dict[str, Any]:
+    """A value as a JSON object; an empty one if it is none."""
     try:
         value = orjson.loads(raw or b"")
     except orjson.JSONDecodeError:
@@ -97,7 +98,7 @@ async def letter_lines(
     topic = load_topics().name(DEAD_LETTERS, settings.topic_prefix)
     places = [(topic, number) for number in range(settings.partitions)]
     async with ranges.reader(settings) as client:
-        stretches = await stretches_since(client, {place: since_ms or 0 for place in places})
+        stretches = await stretches_since(client, dict.fromkeys(places, since_ms or 0))
         async with aclosing(ranges.read(client, stretches)) as lines:
             async for line in lines:
                 if line.timestamp >= (since_ms or 0):

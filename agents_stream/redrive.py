@@ -52,6 +52,7 @@ SESSIONS_AT_ONCE: Final = 64
 SEND_LIMIT_S: Final = 30.0
 STOP_LIMIT_S: Final = 5.0
 
+
 @dataclass(frozen=True, slots=True)
 class Sending:
     """What goes out for a letter. `partition` is None where the key decides.

@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 
-from agents_stream.demo import play, plan_demo, prepare_folder
+from agents_stream.demo import plan_demo, play, prepare_folder
 from agents_stream.demo.script import read_script
 from agents_stream.live_feed import LiveFeed, starts_of
 from agents_stream.settings import Settings
@@ -68,7 +68,7 @@ def run_up(
 
 
 def _be_silent() -> None:
-    """This process speaks through its screen; what its libraries log would only repeat it."""
+    """Leave the talking to the screen: what the libraries log would only repeat it."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     for name in ("aiokafka", "httpx"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -115,7 +115,8 @@ async def _unless_failed(site: Site, part: Awaitable[T]) -> T:
     """
     task = asyncio.ensure_future(part)
     try:
-        await asyncio.wait({task, site.failed}, return_when=asyncio.FIRST_COMPLETED)
+        parts: set[asyncio.Future[Any]] = {task, site.failed}
+        await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             site.failed.result()
         return await task

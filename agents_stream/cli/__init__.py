@@ -15,6 +15,7 @@ import typer
 
 from agents_stream.cli import audit, broker, letters, reads, run, send
 from agents_stream.cli.options import takes_flags_before_command, usage_of
+from agents_stream.cli.output import note
 from agents_stream.core.errors import (
     AgentsStreamError,
     BrokerUnreachable,
@@ -72,11 +73,11 @@ def run_command(arguments: Sequence[str]) -> int:
     except typer.Abort:
         return _tell("stopped before it was done", EXIT_REFUSED)
     except Exception as error:
-        if os.environ.get("AGENTS_STREAM_LOG_LEVEL", "").lower() == "debug":
+        if "debug" in {os.environ.get("AGENTS_STREAM_LOG_LEVEL", "").lower(), *arguments}:
             raise
         return _tell(
             f"this is a fault of agents-stream: {type(error).__name__}: {error}."
-            " AGENTS_STREAM_LOG_LEVEL=debug shows where",
+            " --log-level debug shows where",
             EXIT_REFUSED,
         )
     return code if isinstance(code, int) else EXIT_DONE
@@ -92,5 +93,5 @@ def _words_of(error: AgentsStreamError) -> str:
 
 
 def _tell(words: str, code: int) -> int:
-    print(f"agents-stream: {words}", file=sys.stderr, flush=True)
+    note(f"agents-stream: {words}")
     return code

@@ -1,13 +1,12 @@
 """`kafka start|stop|status` and `topics apply|check`."""
 
 import asyncio
-import sys
 from typing import Annotated
 
 import typer
 
 from agents_stream.cli.options import BROKER, CONNECTION, SHAPE, takes
-from agents_stream.cli.output import print_json, print_table
+from agents_stream.cli.output import note, print_json, print_table, say
 from agents_stream.settings import Settings
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs: --help stays quick
@@ -39,7 +38,7 @@ def start(settings: Settings) -> None:
 
     info = embedded.start(settings, progress=console_reporter())
     how = "runs" if info.started else "ran already"
-    print(f"Apache Kafka {how} at {info.bootstrap_servers} (process {info.pid}, {info.folder})")
+    say(f"Apache Kafka {how} at {info.bootstrap_servers} (process {info.pid}, {info.folder})")
 
 
 @takes(*BROKER)
@@ -48,7 +47,7 @@ def stop(settings: Settings) -> None:
     from agents_stream.kafka import embedded
 
     stopped = embedded.stop(settings)
-    print("stopped" if stopped else f"no embedded Kafka of {settings.data_dir} was running")
+    say("stopped" if stopped else f"no embedded Kafka of {settings.data_dir} was running")
 
 
 @takes(*BROKER)
@@ -61,13 +60,13 @@ def status(settings: Settings, *, json: Json = False) -> None:
         told = {"running": found.running, "answers": found.answers, "pid": found.pid}
         print_json({**told, "address": found.address})
     elif found.running and found.answers:
-        print(f"Apache Kafka answers at {found.address} (process {found.pid})")
+        say(f"Apache Kafka answers at {found.address} (process {found.pid})")
     elif found.running:
-        print(f"Apache Kafka (process {found.pid}) does not answer at {found.address} (yet)")
+        say(f"Apache Kafka (process {found.pid}) does not answer at {found.address} (yet)")
     elif found.answers:
-        print(f"a Kafka answers at {found.address}, but it is not the one of {settings.data_dir}")
+        say(f"a Kafka answers at {found.address}, but it is not the one of {settings.data_dir}")
     else:
-        print(f"no Kafka answers at {found.address}: start it with `agents-stream kafka start`")
+        say(f"no Kafka answers at {found.address}: start it with `agents-stream kafka start`")
     if not found.answers:
         raise typer.Exit(EXIT_UNREACHABLE)
 
@@ -86,9 +85,9 @@ async def _apply(settings: Settings) -> None:
     await require_broker(settings, BROKER_LIMIT_S)
     created = await topic_admin.apply(settings)
     for name in created:
-        print(f"created {name}")
+        say(f"created {name}")
     if not created:
-        print("every topic is there")
+        say("every topic is there")
 
 
 @takes(*CONNECTION, *SHAPE)
@@ -123,9 +122,9 @@ async def _check(settings: Settings, *, json: bool) -> None:
         ]
         print_table(("topic", "setting", "is", "should be", "worker"), rows)
     else:
-        print("every topic is as it should be")
+        say("every topic is as it should be")
     if any(item.setting == topic_admin.MISSING for item in found):
-        print("`agents-stream topics apply` creates what is missing", file=sys.stderr)
+        note("`agents-stream topics apply` creates what is missing")
     if found:
         raise typer.Exit(EXIT_DIFFERENT)
 

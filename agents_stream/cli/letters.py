@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from agents_stream.cli.options import CONNECTION, parse_moment, takes
-from agents_stream.cli.output import print_json, print_table, progress_bar
+from agents_stream.cli.output import note, print_json, print_table, progress_bar, say
 from agents_stream.settings import Settings
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ async def _list(
         return
     print_table(("at", "reason", "source", "key", "detail"), [_row(item) for item in items])
     if following is not None:
-        print(f"(there are older ones: --all shows them, --cursor {following} goes on)")
+        say(f"(there are older ones: --all shows them, --cursor {following} goes on)")
 
 
 async def _newest(
@@ -236,7 +236,7 @@ def _show_plan(plan: "Plan") -> None:
     decoded = [(*row[:3], (row[3] or b"").decode(errors="replace")) for row in rows]
     print_table(("source", "reason", "goes to", "key"), decoded)
     if len(plan.sendings) > MAX_SHOWN:
-        print(f"and {len(plan.sendings) - MAX_SHOWN} more")
+        say(f"and {len(plan.sendings) - MAX_SHOWN} more")
 
 
 def _tell(plan: "Plan", sent: "Sequence[Redriven]", *, dry_run: bool, as_json: bool) -> None:
@@ -260,12 +260,12 @@ def _tell(plan: "Plan", sent: "Sequence[Redriven]", *, dry_run: bool, as_json: b
         )
     elif dry_run:
         _show_plan(plan)
-        print(f"{len(plan.sendings)} would be sent, {len(plan.before)} were sent before")
+        say(f"{len(plan.sendings)} would be sent, {len(plan.before)} were sent before")
     else:
         for item in sent[:MAX_SHOWN]:
-            print(f"{item.id} sent as {item.topic}/{item.partition}/{item.offset}")
-        print(f"{len(sent)} sent in again, {len(plan.before)} were sent before")
+            say(f"{item.id} sent as {item.topic}/{item.partition}/{item.offset}")
+        say(f"{len(sent)} sent in again, {len(plan.before)} were sent before")
     for letter, why in plan.refused[:MAX_SHOWN]:
-        print(f"agents-stream: {letter.id} is not sent: {why}", file=sys.stderr)
+        note(f"agents-stream: {letter.id} is not sent: {why}")
     if len(plan.refused) > MAX_SHOWN:
-        print(f"agents-stream: and {len(plan.refused) - MAX_SHOWN} more", file=sys.stderr)
+        note(f"agents-stream: and {len(plan.refused) - MAX_SHOWN} more")

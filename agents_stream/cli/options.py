@@ -18,6 +18,7 @@ import typer
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
+from agents_stream.cli.output import say
 from agents_stream.settings import Settings, parse_duration
 
 Command = Callable[..., None]
@@ -123,11 +124,12 @@ def takes_flags_before_command(app: typer.Typer) -> None:
         if version:
             from agents_stream import __version__  # noqa: PLC0415 - reads the package's metadata
 
-            print(f"agents-stream {__version__}")
+            say(f"agents-stream {__version__}")
             raise typer.Exit(0)
         ctx.obj = _take_flags(values)
         if ctx.invoked_subcommand is None:
-            print(ctx.get_help())
+            ctx.get_help()
+            raise typer.Exit(2)
 
     asked = typer.Option(False, "--version", help="Show the version.", is_eager=True)
     version = inspect.Parameter(
@@ -156,7 +158,8 @@ def usage_of(error: Any) -> str:
     """The words of a usage error: what is wrong, and where help is."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "agents-stream"
-    return f"{error.format_message().rstrip('.')}. `{path} --help` shows what it takes"
+    wrong = error.format_message().rstrip(".") or "a command is missing"
+    return f"{wrong}. `{path} --help` shows what it takes"
 
 
 def parse_moment(name: str, text: str) -> int:
@@ -184,9 +187,9 @@ def parse_moment(name: str, text: str) -> int:
 
 def duration_text(milliseconds: int) -> str:
     """A duration as people write it: `1h30m`, `90s`, `250ms`."""
-    if milliseconds < 1_000 or milliseconds % 1_000:
+    seconds, rest = divmod(milliseconds, 1_000)
+    if rest or not seconds:
         return f"{milliseconds}ms"
-    seconds = milliseconds // 1_000
     parts = ((seconds // 3_600, "h"), (seconds // 60 % 60, "m"), (seconds % 60, "s"))
     return "".join(f"{count}{unit}" for count, unit in parts if count)
 

@@ -12,6 +12,17 @@ from typing import Any
 import orjson
 
 
+def say(text: str) -> None:
+    """Write one line to standard output."""
+    sys.stdout.write(visible(text) + "\n")
+
+
+def note(text: str) -> None:
+    """Write one line to standard error, where everything goes that is no result."""
+    sys.stderr.write(visible(text) + "\n")
+    sys.stderr.flush()
+
+
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON; indented on a terminal."""
     print_raw_json(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS))
@@ -57,7 +68,7 @@ def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> No
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import orjson
 import typer
 
 from agents_stream.cli.options import WEB, duration_text, takes
-from agents_stream.cli.output import print_json, print_raw_json, print_table, visible
+from agents_stream.cli.output import print_json, print_raw_json, print_table, say, visible
 from agents_stream.settings import Settings
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs: --help stays quick
@@ -140,7 +140,7 @@ def _print_page(page: Any, columns: tuple[str, ...], row: Any, *, json: bool) ->
     found = orjson.loads(page) if isinstance(page, bytes) else page
     print_table(columns, [row(item) for item in found["items"]])
     if found["nextCursor"] is not None:
-        print(f"({MORE} {found['nextCursor']} goes on)")
+        say(f"({MORE} {found['nextCursor']} goes on)")
 
 
 def _session_row(item: dict[str, Any]) -> tuple[object, ...]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from agents_stream.cli.options import CONNECTION, takes
-from agents_stream.cli.output import print_json, progress_bar
+from agents_stream.cli.output import note, print_json, progress_bar, say
 from agents_stream.settings import Settings
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs: --help stays quick
@@ -147,9 +147,7 @@ def _judge(envelope: dict[str, Any]) -> None:
         raise InvalidEvent(error.reason, f"{error.detail}; there are {known}") from error
 
 
-async def _send(
-    settings: Settings, envelopes: Sequence[dict[str, Any]], *, as_json: bool
-) -> None:
+async def _send(settings: Settings, envelopes: Sequence[dict[str, Any]], *, as_json: bool) -> None:
     from agents_stream.cli.cluster import as_in_cluster
     from agents_stream.client import AgentsStream, Sent
     from agents_stream.core.session import iso
@@ -169,7 +167,7 @@ async def _send(
             print_json({**place, "timestamp": sent.timestamp, "id": sent.id})
         else:
             place_text = f"{sent.topic}/{sent.partition}/{sent.offset}"
-            print(f"{place_text} at {iso(sent.timestamp)} id {sent.id}")
+            say(f"{place_text} at {iso(sent.timestamp)} id {sent.id}")
 
     async with AgentsStream.from_settings(settings) as stream:
         with progress_bar("publishing") as progress:
@@ -179,4 +177,4 @@ async def _send(
                     show(sent)
                 progress(start + len(some), len(envelopes))
     if len(envelopes) > 1:
-        print(f"{len(envelopes)} events published", file=sys.stderr)
+        note(f"{len(envelopes)} events published")

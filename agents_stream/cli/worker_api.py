@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import quote
 
 import httpx
@@ -45,7 +45,7 @@ class WorkerApi:
             trust_env=False,
         )
 
-    def __enter__(self) -> "WorkerApi":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:

@@ -38,6 +38,7 @@ class Player:
         witness: knows what has happened so far.
 
     `problems` names the steps that could not be taken, by session.
+
     """
 
     def __init__(

@@ -46,6 +46,7 @@ class Watchdog:
         self._spans: dict[int, tuple[str, float]] = {}
         self._tokens = itertools.count()
         self._gauges: dict[str, Callable[[], float]] = {}
+        self._resumed_at = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -75,14 +76,21 @@ class Watchdog:
         """What has stood still for too long, in words, or None."""
         now = time.monotonic()
         for name, since in list(self._spans.values()):
-            if now - since > self._limit_s:
-                return f"{name} has been at one batch for {now - since:.0f} s"
+            seconds = now - max(since, self._resumed_at)
+            if seconds > self._limit_s:
+                return f"{name} has been at one batch for {seconds:.0f} s"
         for name, stalled_s in list(self._gauges.items()):
             if (seconds := stalled_s()) > self._limit_s:
                 return f"{name} has not moved for {seconds:.0f} s"
         return None
 
     def _watch(self) -> None:
+        try:
+            self._watch_for_ever()
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody would watch any more
+            fail_stop(f"the watchdog failed: {type(error).__name__}: {error}", error)
+
+    def _watch_for_ever(self) -> None:
         last = time.monotonic()
         while not self._stopped.wait(self._period_s):
             now = time.monotonic()
@@ -90,6 +98,6 @@ class Watchdog:
             paused = now - last > 5 * self._period_s
             last = now
             if paused:
-                self._spans = {key: (name, now) for key, (name, _) in self._spans.items()}
+                self._resumed_at = now
             elif (what := self.stalled()) is not None:
                 fail_stop(f"watchdog: {what}")

@@ -22,32 +22,42 @@ class Membership:
     def __init__(self) -> None:
         self.proven_at_ms: float | None = None
         self._heartbeat: Callable[[], Awaitable[bool]] | None = None
+        self._rejoining: Callable[[], bool] = lambda: False
 
     def watch(self, consumer: Any) -> None:
         """Note every heartbeat of a started aiokafka consumer from now on."""
         coordinator = consumer._coordinator  # noqa: SLF001 - aiokafka has no public hook
         original = coordinator._do_heartbeat  # noqa: SLF001
 
+        def rejoining() -> bool:
+            needed: bool = coordinator._rejoin_needed_fut.done()  # noqa: SLF001
+            return needed
+
         async def heartbeat() -> bool:
             sent_at_ms, generation = monotonic_ms(), coordinator.generation
             good: bool = await original()
             # Good while the group rebalances says only that we are still waited for.
-            rejoining = coordinator._rejoin_needed_fut.done()  # noqa: SLF001
-            if good and not rejoining and coordinator.generation == generation:
+            if good and not rejoining() and coordinator.generation == generation:
                 self.proven_at_ms = sent_at_ms
             return good
 
         coordinator._do_heartbeat = heartbeat  # noqa: SLF001
         self._heartbeat = heartbeat
+        self._rejoining = rejoining
 
     def forget(self) -> None:
         """The partitions are gone; the next generation must prove itself anew."""
         self.proven_at_ms = None
 
     async def prove(self) -> None:
-        """Wait for a good heartbeat of this generation, asking for one at once."""
+        """Wait for a good heartbeat of this generation, asking for one at once.
+
+        Never while the worker rejoins: a late answer to a heartbeat of the old generation would
+        throw the new one away.
+        """
         assert self._heartbeat is not None, "the consumer has been started"
         while self.proven_at_ms is None:
-            await self._heartbeat()
+            if not self._rejoining():
+                await self._heartbeat()
             if self.proven_at_ms is None:
                 await asyncio.sleep(_AGAIN_S)

@@ -129,10 +129,12 @@ class RocksStore:
         try:
             marker = orjson.loads(self._marker.read_bytes())
         except orjson.JSONDecodeError:
-            marker = {}
+            marker = None
         self._marker.unlink()
-        same = marker.get("incarnation") == self._incarnation
-        return int(marker["offset"]) if same and self._path.exists() else None
+        match marker:
+            case {"incarnation": self._incarnation, "offset": int(offset)} if self._path.exists():
+                return offset
+        return None
 
 
 def _options() -> Options:

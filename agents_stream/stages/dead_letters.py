@@ -10,6 +10,7 @@ from aiokafka.structs import ConsumerRecord
 MAX_KEPT_WHOLE: Final = 1024 * 1024
 KEPT_OF_LARGE: Final = 256 * 1024
 MAX_KEY_KEPT: Final = 4096
+MAX_DETAIL_CHARS: Final = 4096
 
 
 def letter_of(record: ConsumerRecord, reason: str, detail: str) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def letter_of(record: ConsumerRecord, reason: str, detail: str) -> dict[str, Any
     letter: dict[str, Any] = {
         "id": f"dl:{record.topic}/{record.partition}/{record.offset}",
         "reason": reason,
-        "detail": detail,
+        "detail": detail[:MAX_DETAIL_CHARS],
         "source": {
             "topic": record.topic,
             "partition": record.partition,
@@ -25,13 +26,18 @@ def letter_of(record: ConsumerRecord, reason: str, detail: str) -> dict[str, Any
             "timestamp": record.timestamp,
         },
     }
-    key, key_encoding = _text(record.key if record.key is None else record.key[:MAX_KEY_KEPT])
+    key, key_encoding = _text(letter_key(record.key))
     letter["key"] = key
     if key_encoding == "base64":
         letter["keyEncoding"] = key_encoding
     if record.key is not None and len(record.key) > MAX_KEY_KEPT:
         letter["keyTruncated"] = True
     return {**letter, **_value(record.value)}
+
+
+def letter_key(key: bytes | None) -> bytes | None:
+    """The key of a letter's own record: as received, by its beginning if it is a giant."""
+    return None if key is None else key[:MAX_KEY_KEPT]
 
 
 def _value(raw: bytes | None) -> dict[str, Any]:

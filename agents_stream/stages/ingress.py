@@ -33,7 +33,7 @@ from agents_stream.kafka.topics import (
     partition_for,
 )
 from agents_stream.settings import Settings
-from agents_stream.stages.dead_letters import letter_of
+from agents_stream.stages.dead_letters import letter_key, letter_of
 
 log = structlog.get_logger()
 
@@ -136,7 +136,7 @@ class Ingress(BatchStage):
                     metrics.DEAD_LETTERS.labels(reason=error.reason).inc()
                     log.warning("dead letter", reason=error.reason, topic=record.topic)
                     place = record.partition if not record.key else partition_for(record.key, count)
-                    line = Line(record.key, orjson.dumps(letter), _id_header(letter["id"]))
+                    line = Line(letter_key(record.key), orjson.dumps(letter), _id_header(letter["id"]))
                     pending.add(dead, place, line)
                     continue
                 key = entry.session_id.encode()

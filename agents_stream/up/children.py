@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from agents_stream import leash
 from agents_stream.core.errors import TerminalError
 from agents_stream.up.log_files import LogFile, LogLine
 from agents_stream.up.restarts import MAX_QUICK_DEATHS, Restarts, exit_words
@@ -30,12 +31,13 @@ class GaveUp(TerminalError):  # noqa: N818 - it says what happened
 class ChildSpec:
     """What to run: `python -m agents_stream <arguments>`, known to people as `name`.
 
-    `ready_event` is the log event by which the child says that it works; None where something
-    else tells.
+    `preload` is the module that its first life may load before it is let go. `ready_event` is the
+    log event by which it says that it works; None where something else tells.
     """
 
     name: str
     arguments: Sequence[str]
+    preload: str
     ready_event: str | None = None
 
 
@@ -61,6 +63,7 @@ class Child:
     ) -> None:
         self.spec = spec
         self.ready = asyncio.Event()
+        self._released = asyncio.Event()
         self.log = LogFile(logs, spec.name)
         self._environment = environment
         self._lock = lock
@@ -82,11 +85,15 @@ class Child:
 
         """
         self.log.rotate()
+        preload = {leash.PRELOAD: self.spec.preload}
         while True:
+            process = await self._start(preload)
+            if preload:
+                await self._released.wait()
+                self._let_go(process)
+                preload = {}
             started = time.monotonic()
-            await self._start()
-            assert self._process is not None
-            code = await self._process.wait()
+            code = await process.wait()
             self.look()
             self.ready.clear()
             pause_s = self._restarts.pause_s(time.monotonic() - started)
@@ -96,6 +103,10 @@ class Child:
                 f"{self.spec.name} died ({exit_words(code)}); starting it again in {pause_s:g} s"
             )
             await asyncio.sleep(pause_s)
+
+    def release(self) -> None:
+        """Let it begin: it is started and loaded by `keep`, and held back until now."""
+        self._released.set()
 
     def look(self) -> list[LogLine]:
         """Read what it has logged; tell of its warnings."""
@@ -130,10 +141,9 @@ class Child:
             return True
         return False
 
-    async def _start(self) -> None:
-        descriptor = self.log.open()
-        with open(descriptor, "ab") as output:  # noqa: PTH123 - a descriptor, not a path
-            self._process = await asyncio.create_subprocess_exec(
+    async def _start(self, more: Mapping[str, str]) -> asyncio.subprocess.Process:
+        with self.log.open() as output:
+            process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "agents_stream",
@@ -142,11 +152,19 @@ class Child:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                env=dict(self._environment),
+                env={**self._environment, **more},
                 pass_fds=(self._lock,),
                 # Ctrl-C reaches the whole foreground group; children are stopped by us, in order.
                 start_new_session=True,
             )
+        self._process = process
+        return process
+
+    def _let_go(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        # A child that is dead by now is seen to be so by whoever waits for it.
+        with suppress(OSError):
+            process.stdin.write(leash.GO)
 
     def _last_words(self, code: int) -> str:
         said = "\n  ".join(self.log.last_lines()) or "(nothing)"

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
+from agents_stream import leash
 from agents_stream.core.errors import TerminalError
-from agents_stream.leash import VARIABLE as LEASH
 from agents_stream.settings import Settings, parse_duration
 
 LOCALHOST: Final = "127.0.0.1"
@@ -84,7 +84,8 @@ def environment_of(settings: Settings) -> dict[str, str]:
         f"AGENTS_STREAM_{name.upper()}": _written(name, getattr(settings, name))
         for name in Settings.model_fields
     }
-    told |= {"AGENTS_STREAM_LOG_FORMAT": "json", LEASH: "stdin", "PYTHONUNBUFFERED": "1"}
+    told |= {"AGENTS_STREAM_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
+    told[leash.VARIABLE] = leash.STDIN
     return {**os.environ, **told}
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import orjson
 
@@ -21,6 +21,8 @@ MAX_READ_BYTES: Final = 1024 * 1024
 MAX_LAST_LINES: Final = 10
 MAX_LINE_CHARS: Final = 300
 _TOLD_LEVELS: Final = frozenset({"warning", "error", "critical"})
+# Shown where they are read, on the topic of the dead letters.
+_TOLD_ELSEWHERE: Final = frozenset({"dead letter"})
 _NOT_TOLD: Final = frozenset({"event", "level", "timestamp", "logger", "exception", "stack"})
 
 
@@ -35,7 +37,7 @@ class LogLine:
     @property
     def told(self) -> bool:
         """Whether a person should see it at once."""
-        return self.level in _TOLD_LEVELS
+        return self.level in _TOLD_LEVELS and self.event not in _TOLD_ELSEWHERE
 
     @property
     def words(self) -> str:
@@ -62,9 +64,9 @@ class LogFile:
                 older.replace(self._numbered(number))
         self._position = 0
 
-    def open(self) -> int:
-        """Open the file for a child to append to; the caller closes the descriptor."""
-        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    def open(self) -> BinaryIO:
+        """Open the file for a child to append to."""
+        return self.path.open("ab", buffering=0)
 
     def read_new(self) -> list[LogLine]:
         """Give what was logged since the last call, at most MAX_READ_BYTES of it."""

@@ -25,6 +25,8 @@ from agents_stream.up.tail import Seen
 
 MAX_SESSIONS: Final = 5_000
 MAX_TEXT_CHARS: Final = 100
+# What waited longer than this says so: the worker was away or behind.
+TOLD_AGE_MS: Final = 1_000
 RETRY: Final = "retry:"
 
 Json = Mapping[str, Any]
@@ -78,10 +80,10 @@ class Narrator:
             return
         if decision is not None and decision.record is not None:
             self._keep(entry.session_id, replace(decision.record, outbox={}))
-        teller = _Teller(seen.timestamp, entry.session_id, contents=self._contents)
-        yield teller.entry(entry, before, decision)
+        teller = _Teller(seen.timestamp, entry, contents=self._contents)
+        yield teller.entry(before, decision)
         if decision is not None:
-            yield from teller.decision(entry, before, decision)
+            yield from teller.decision(before, decision)
 
     def _row(self, session_id: str) -> tuple[SessionRecord | None, bool]:
         """The record of a session, and whether what is given is certain."""
@@ -100,47 +102,39 @@ class Narrator:
 
     def _published(self, seen: Seen, value: Json) -> Iterator[Line]:
         if seen.topic == OUTCOMES:
-            extra = {k: v for k, v in value.items() if k in _TOLD_OF_OUTCOMES}
-            details = f" {_compact(extra)}" if extra else ""
-            text = f"{value['flow']}: {value['status']} / {value['action']}{details}"
+            text = f"{value['flow']}: {value['status']} / {value['action']}{_extras(value)}"
             yield Line(seen.timestamp, value["sessionId"], "outcome", text)
         elif seen.topic == DEAD_LETTERS:
             text = f"{value['reason']}: {_clip(str(value.get('detail', '')))}"
             yield Line(seen.timestamp, seen.key, "dead letter", text)
         else:
-            inputs = value["inputs"]
-            said = inputs.get("message") or _compact(inputs)
-            shown = f"  {_quoted(said)}" if self._contents else ""
+            shown = f"  {_inputs_words(value['inputs'])}" if self._contents else ""
             again = f" (attempt {value['attempt']})" if value["attempt"] > 1 else ""
             text = f"-> {value['tool']}{again}{shown}"
             yield Line(seen.timestamp, value["sessionId"], "tool", text)
 
 
-_TOLD_OF_OUTCOMES: Final = frozenset(
-    {"missing", "orderId", "notified", "unknown", "redriven", "error"}
-)
-
-
 class _Teller:
     """Words for one journal entry and what it led to."""
 
-    def __init__(self, at_ms: int, session_id: str, *, contents: bool) -> None:
+    def __init__(self, at_ms: int, entry: Entry, *, contents: bool) -> None:
         self._at_ms = at_ms
-        self._session_id = session_id
+        self._entry = entry
         self._contents = contents
+        # The time of the event in hand, from which its deadlines count (SPEC §4).
+        self._now_ms = at_ms if entry.kind == "deadline" else entry.source.timestamp
 
-    def entry(self, entry: Entry, before: SessionRecord | None, decision: Decision | None) -> Line:
+    def entry(self, before: SessionRecord | None, decision: Decision | None) -> Line:
         """Tell what came in."""
+        entry = self._entry
         if entry.kind == "deadline":
-            return self._line("timer", self._due(entry, before, decision))
+            return self._line("timer", self._due(before, decision))
         if entry.kind == "result":
-            return self._line("tool", _result_words(entry.data, before))
+            return self._line("tool", _result_words(entry.data, before) + self._age())
         kind: Kind = "customer" if entry.name == "agent/customer.message" else "engine"
-        return self._line(kind, self._event(entry.name, entry.data))
+        return self._line(kind, self._event() + self._age())
 
-    def decision(
-        self, entry: Entry, before: SessionRecord | None, decision: Decision
-    ) -> Iterator[Line]:
+    def decision(self, before: SessionRecord | None, decision: Decision) -> Iterator[Line]:
         """Tell what the decision did with the timers and the mode, and why nothing."""
         for ended in decision.ended:
             if ended.end == "cancelled":
@@ -151,41 +145,68 @@ class _Teller:
             if known.get(name) != deadline:
                 yield self._line("timer", self._armed(name, deadline, again=name in known))
         mode = before.mode if before else None
-        if decision.record and decision.record.mode != mode:
+        started = self._entry.name == "agent/session.started"
+        if decision.record and decision.record.mode != mode and not started:
             yield self._line("session", f"mode is now {decision.record.mode}")
-        if decision.reasons and entry.kind != "deadline":
+        if decision.reasons and self._entry.kind != "deadline":
             yield self._line("session", f"nothing more happens: {', '.join(decision.reasons)}")
 
     def _line(self, kind: Kind, text: str) -> Line:
-        return Line(self._at_ms, self._session_id, kind, text)
+        return Line(self._at_ms, self._entry.session_id, kind, text)
 
-    def _event(self, name: str, data: Json) -> str:
+    def _age(self) -> str:
+        """Say when it came, if it had to wait until somebody took it in."""
+        age_ms = self._at_ms - self._now_ms
+        return f"  (came {_seconds(age_ms)} ago)" if age_ms > TOLD_AGE_MS else ""
+
+    def _event(self) -> str:
+        name, data = self._entry.name, self._entry.data
         short = name.removeprefix("agent/")
         if self._contents and "content" in data:
             return f"{short}  {_quoted(str(data['content']))}"
         if name == "agent/data.captured":
             return f"{short}: {', '.join(data['data']) or 'nothing'}"
-        told = [str(data[field]) for field in _TOLD_OF_EVENTS if data.get(field) is not None]
-        return f"{short} {' '.join(told)}".strip()
+        told = [f"{field} {data[field]}" for field in _TOLD_OF_EVENTS if data.get(field)]
+        return f"{short}  {', '.join(told)}".rstrip()
 
-    def _due(self, entry: Entry, before: SessionRecord | None, decision: Decision | None) -> str:
-        name = _timer(entry.data["name"])
-        if decision is not None and decision.reasons:
-            return f"{name} is due, and nothing happens: {', '.join(decision.reasons)}"
-        deadline = before.deadlines.get(entry.data["name"]) if before else None
-        due_at_ms = deadline.due_at_ms if deadline else entry.data["dueAt"]
-        return f"{name} fires, {_seconds(entry.source.timestamp - due_at_ms)} after its time"
+    def _due(self, before: SessionRecord | None, decision: Decision | None) -> str:
+        data = self._entry.data
+        name = _timer(data["name"])
+        why = ", ".join(decision.reasons) if decision else ""
+        if decision is not None and why and not decision.actions:
+            return f"{name} is due, and nothing happens: {why}"
+        deadline = before.deadlines.get(data["name"]) if before else None
+        due_at_ms = deadline.due_at_ms if deadline else data["dueAt"]
+        late = _seconds(self._entry.source.timestamp - due_at_ms)
+        return f"{name} fires, {late} after its time{f': {why}' if why else ''}"
 
     def _armed(self, name: str, deadline: Deadline, *, again: bool) -> str:
         how = "armed again" if again else "armed"
-        return f"{_timer(name)} {how}: due in {_seconds(deadline.due_at_ms - self._at_ms)}"
+        return f"{_timer(name)} {how}: due in {_seconds(deadline.due_at_ms - self._now_ms)}"
 
     def _left(self, ended: EndedDeadline) -> str:
-        left_ms = ended.due_at_ms - self._at_ms
+        left_ms = ended.due_at_ms - self._now_ms
         return f", {_seconds(left_ms)} before its time" if left_ms > 0 else ""
 
 
-_TOLD_OF_EVENTS: Final = ("messageType", "reason", "action", "name", "expectedVersion")
+_TOLD_OF_EVENTS: Final = ("mode", "messageType", "reason", "action", "name", "expectedVersion")
+_TOLD_OF_OUTCOMES: Final = ("missing", "orderId", "notified", "unknown", "redriven")
+
+
+def _extras(outcome: Json) -> str:
+    """What an outcome says beyond its three words; of an error only its code."""
+    extras = {name: outcome[name] for name in _TOLD_OF_OUTCOMES if name in outcome}
+    if error := outcome.get("error"):
+        extras["error"] = error.get("code")
+    return f"  {_compact(extras)}" if extras else ""
+
+
+def _inputs_words(inputs: Json) -> str:
+    """What a tool is asked to do."""
+    if "products" in inputs:
+        lines = [f"{one['quantity']} of {one['product_id']}" for one in inputs["products"]]
+        return f"{', '.join(lines)} for {inputs.get('contact_id')}"
+    return _quoted(str(inputs.get("message", "")))
 
 
 def _timer(name: str) -> str:

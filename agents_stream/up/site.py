@@ -24,11 +24,11 @@ from agents_stream.up.broker import Broker
 from agents_stream.up.children import Child, ChildSpec
 from agents_stream.up.environment import LOCALHOST, Plan, environment_of, require_free_port
 from agents_stream.up.screen import Screen
-from agents_stream.up.tail import Seen, Starts, follow
+from agents_stream.up.tail import Seen, Starts, follow, wake_coordinator
 
 READY_LIMIT_S: Final = 90.0
 GATEWAY_LIMIT_S: Final = 15.0
-PROBE_S: Final = 0.05
+PROBE_S: Final = 0.15
 PROBE_LIMIT_S: Final = 2.0
 LOOK_EVERY_S: Final = 0.25
 MAX_TIMERS: Final = 1_000
@@ -48,6 +48,7 @@ class Site:
 
     `exit_code` is what `up` ends with when somebody stops it; `failed` gets the error of a part
     that has failed for good.
+
     """
 
     def __init__(self, plan: Plan, screen: Screen, lock: int) -> None:
@@ -72,11 +73,12 @@ class Site:
     def _make_children(self, lock: int) -> dict[str, Child]:
         environment = environment_of(self.settings)
         specs = [
-            ChildSpec(WORKER, ("worker",)),
-            ChildSpec(GATEWAY, ("gateway",), ready_event="partitions_held"),
+            ChildSpec(WORKER, ("worker",), "agents_stream.app"),
+            ChildSpec(GATEWAY, ("gateway",), "agents_stream.stages.gateway", "partitions_held"),
         ]
-        if self.plan.sandbox_port is not None:
-            specs.append(ChildSpec(SANDBOX, ("sandbox", "--port", str(self.plan.sandbox_port))))
+        if (port := self.plan.sandbox_port) is not None:
+            arguments = ("sandbox", "--port", str(port))
+            specs.append(ChildSpec(SANDBOX, arguments, "agents_stream.sandbox"))
         return {
             spec.name: Child(spec, environment, self.logs, lock, self.screen.say) for spec in specs
         }
@@ -91,14 +93,19 @@ class Site:
         began = time.monotonic()
         self._require_ports()
         self._keep(self._look_at_logs())
+        for child in self._children.values():
+            self._keep(child.keep())
         if SANDBOX in self._children:
-            self._keep(self._children[SANDBOX].keep())
+            self._children[SANDBOX].release()
         await self._broker.start()
         self._keep(self._broker.keep())
-        if created := await topic_admin.apply(self.settings):
+        created, _ = await asyncio.gather(
+            topic_admin.apply(self.settings), wake_coordinator(self.settings)
+        )
+        if created:
             self.screen.say(f"created {len(created)} topics")
         for name in (WORKER, GATEWAY):
-            self._keep(self._children[name].keep())
+            self._children[name].release()
         await self._until_ready()
         return time.monotonic() - began
 
@@ -166,8 +173,12 @@ class Site:
 
     def introduce(self, ready_s: float) -> None:
         """Say where everything is."""
-        settings, sandbox = self.settings, self.plan.sandbox_url
         self.screen.say(f"ready in {ready_s:.1f} s")
+        self.show_places()
+
+    def show_places(self) -> None:
+        """List the addresses."""
+        settings, sandbox = self.settings, self.plan.sandbox_url
         places = [("console", f"{settings.listen_url}/", "sessions, timers, timelines")]
         if sandbox is not None:
             places += [
@@ -209,5 +220,5 @@ async def _answers(http: httpx.AsyncClient, path: str) -> bool:
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Ask until the answer is yes; whoever calls has a limit."""
-    while not await condition():
+    while not await condition():  # noqa: ASYNC110 - other processes set no event of ours
         await asyncio.sleep(PROBE_S)

@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from agents_stream.kafka.connection import client_options
-from agents_stream.kafka.topics import load_topics
+from agents_stream.kafka.topics import JOURNAL, load_topics
 from agents_stream.settings import Settings
 
 log = structlog.get_logger()
@@ -24,6 +24,8 @@ log = structlog.get_logger()
 POLL_MS: Final = 100
 FETCH_WAIT_MS: Final = 250
 RETRY_S: Final = 1.0
+COORDINATOR_LIMIT_S: Final = 10.0
+COORDINATOR_PAUSE_S: Final = 0.1
 MAX_POLLED: Final = 1_000
 
 Starts = Mapping[tuple[str, int], int]
@@ -66,9 +68,7 @@ async def follow(
             await consumer.start()
             if not positions:
                 ends = await consumer.end_offsets(tps)
-                positions = {
-                    tp: given.get((full[tp.topic], tp.partition), ends[tp]) for tp in tps
-                }
+                positions = {tp: given.get((full[tp.topic], tp.partition), ends[tp]) for tp in tps}
             consumer.assign(tps)
             for tp, offset in positions.items():
                 consumer.seek(tp, offset)
@@ -87,6 +87,24 @@ async def follow(
             await consumer.stop()
         yield []
         await asyncio.sleep(RETRY_S)
+
+
+async def wake_coordinator(settings: Settings) -> None:
+    """Have a new broker make its topic of offsets now, before a group's first member asks for it.
+
+    No error if that does not come about: the members ask again themselves.
+    """
+    try:
+        async with asyncio.timeout(COORDINATOR_LIMIT_S):
+            while True:
+                try:
+                    await committed_offsets(settings, settings.group_id, JOURNAL)
+                except KafkaError:
+                    await asyncio.sleep(COORDINATOR_PAUSE_S)
+                else:
+                    return
+    except TimeoutError:
+        log.debug("no coordinator yet")
 
 
 async def committed_offsets(settings: Settings, group: str, name: str) -> dict[int, int]:

@@ -2,8 +2,8 @@
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final, Protocol
@@ -22,8 +22,8 @@ from agents_stream.views.queries import (
     timeline_cursor,
     timers_cursor,
 )
-from agents_stream.views.reads import Reads
-from agents_stream.views.timeline import read_stretch
+from agents_stream.views.reads import Letter, Reads
+from agents_stream.views.timeline import MAX_PAGE_BYTES, read_stretch
 
 MAX_SCANNED: Final = 100_000
 """A page of sessions looks at so many records; what lies beyond is for its cursor."""
@@ -125,9 +125,8 @@ class LocalViews:
         """Dead letters lie in one topic for all: every worker answers for the whole of it."""
         async with self._bounded("the dead letters"):
             reading = self._reads.dead_letters(query.limit + 1, query.before)
-            letters = [letter async for letter in reading]
-        shown = letters[: query.limit]
-        cursor = letters_cursor(shown[-1].place) if len(letters) > len(shown) else None
+            shown, more = await _some_letters(reading, query.limit)
+        cursor = letters_cursor(shown[-1].place) if more else None
         return Page([letter_json(letter) for letter in shown], cursor)
 
     async def cluster(self) -> Json:
@@ -204,3 +203,18 @@ class LocalViews:
         except TimeoutError as late:
             said = f"Reading {what} took longer than {self._limit_s:g} s"
             raise Rejection(503, "too_slow", said) from late
+
+
+async def _some_letters(
+    reading: AsyncGenerator[Letter, None], limit: int
+) -> tuple[list[Letter], bool]:
+    """As many letters as fit on a page, and whether there are more."""
+    shown: list[Letter] = []
+    size = 0
+    async with aclosing(reading):
+        async for letter in reading:
+            size += len(letter.value or b"")
+            if shown and (len(shown) >= limit or size > MAX_PAGE_BYTES):
+                return shown, True
+            shown.append(letter)
+    return shown, False

@@ -209,6 +209,9 @@ def test_a_session_is_at_home_where_its_keyed_events_arrive() -> None:
     keyed = replace(keyless, source=replace(keyless.source, partition=6, keyed=True))
     assert (moved := apply(decision.record, keyed, at(12)).record)
     assert moved.home == 6
+    asked = replace(entry_of("agent/operator.action"), source=replace(keyed.source, partition=7))
+    assert (same := apply(moved, asked, at(13)).record)
+    assert same.home == 6
 
 
 def test_the_last_256_ids_are_remembered() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents_stream.core.envelope import (
@@ -61,6 +61,7 @@ def test_there_is_an_example_of_every_event() -> None:
 
 
 @pytest.mark.parametrize("name", GOOD)
+@settings(max_examples=30)  # of each of the nine events
 @given(extra=st.dictionaries(extra_names, json_values, max_size=3), ts=json_values)
 def test_envelope_and_bare_data_mean_the_same(name: str, extra: dict[str, Any], ts: object) -> None:
     """Both forms are read alike; extra fields and `ts` are kept as they are, whatever they hold."""

@@ -294,6 +294,15 @@ TRANSCRIPTS = {
         succeeded
             because session_closed
     """,
+    "a close of a run that waits tells of no other run's order": """
+        given session.started; promos.offered; due; failed; promos.offered
+        given operator retry_command @1; succeeded @1
+        session.close
+            closes completed
+            ends promos.reply cancelled
+            outcome promos cancelled/session_closed
+            outcome session closed/completed
+    """,
     "a session opened afresh still says that the order of the one before exists": """
         given session.started; promos.offered; due; session.close; session.started
         promos.offered

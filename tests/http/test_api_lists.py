@@ -196,6 +196,19 @@ async def test_dead_letters_come_newest_first() -> None:
     assert items[0] == {**items[0], **newest, "reason": "invalid_json"}
 
 
+async def test_a_page_of_dead_letters_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Letters may be large: a page ends early, and none is lost; one always fits."""
+    monkeypatch.setattr(local, "MAX_PAGE_BYTES", 2_500)
+    log = Log()
+    for number, size in enumerate((100, 1_000, 1_000, 1_000, 9_000, 10)):
+        log.bury(0, orjson.dumps({"reason": "x", "id": str(number), "value": "v" * size}))
+    async with run_cluster(log) as cluster:
+        first = await ok(f"{cluster.urls[0]}/api/dead-letters")
+        assert [item["id"] for item in first["items"]] == ["5"]
+        items = await all_pages(cluster.urls, "/api/dead-letters")
+    assert [item["id"] for item in items] == ["5", "4", "3", "2", "1", "0"]
+
+
 @pytest.mark.parametrize("value", [b"no json", b"[1]", b'{"a": 1}', b"", b"\xff\x00"])
 async def test_a_dead_letter_of_somebody_else_is_shown_all_the_same(value: bytes) -> None:
     """A record that is no dead letter of ours neither breaks the list nor goes unseen."""

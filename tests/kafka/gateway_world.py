@@ -57,6 +57,7 @@ def halt(owner, name, behind, how):
     async def until_here(*args, **kwargs):
         setattr(owner, name, original)
         result = await original(*args, **kwargs) if behind else None
+        print("halted at", name, flush=True)
         os._exit(9) if how == "crash" else os.kill(os.getpid(), signal.SIGSTOP)
         return result if behind else await original(*args, **kwargs)
     setattr(owner, name, until_here)

@@ -1,6 +1,7 @@
 """The producers' client against the real broker: keys, ids, order, refusals, bounded waiting."""
 
 import asyncio
+import gc
 import math
 import os
 import signal
@@ -282,7 +283,9 @@ async def test_a_broker_that_hangs_delays_and_loses_nothing(tmp_path: Path) -> N
         await asyncio.to_thread(embedded.stop, settings)
 
 
-async def test_closing_does_not_wait_for_a_dead_broker(tmp_path: Path) -> None:
+async def test_closing_does_not_wait_for_a_dead_broker(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A program ends when told to, also with something unsent; it was told so (G11)."""
     settings = Settings(
         bootstrap_servers=f"127.0.0.1:{free_port()}", data_dir=tmp_path, partitions=1
@@ -298,6 +301,9 @@ async def test_closing_does_not_wait_for_a_dead_broker(tmp_path: Path) -> None:
         began = time.monotonic()
         await stream.close()
         assert time.monotonic() - began < 7.0
+        gc.collect()
+        assert "never retrieved" not in caplog.text
+        assert "pending" not in caplog.text
         with pytest.raises(TerminalError, match="closed"):
             await stream.send(message())
     finally:

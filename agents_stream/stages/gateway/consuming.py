@@ -45,7 +45,7 @@ POLL_MS: Final = 500
 FETCH_WAIT_MS: Final = 250
 COMMIT_EVERY_S: Final = 0.5
 COMMIT_LIMIT_S: Final = 5.0
-CLOSE_LIMIT_S: Final = 10.0
+CLOSE_LIMIT_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 0.05
 
 

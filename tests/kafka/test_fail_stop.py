@@ -1,0 +1,121 @@
+"""On any surprise the process ends, with a word and an exit code (G11)."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from agents_stream.kafka import fail_stop as fail_stop_module
+from agents_stream.kafka.fail_stop import Watchdog
+from tests.kafka.fakes import Ended, end_by_raising
+
+
+def run(code: str) -> "subprocess.CompletedProcess[str]":
+    """Run Python code in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_the_process_ends_at_once_whatever_would_still_run() -> None:
+    """H1, H2: no `finally` acknowledges what was not done; the reason is in the log."""
+    ended = run(
+        "from agents_stream.kafka.fail_stop import fail_stop\n"
+        "try:\n"
+        "    fail_stop('the reason', ValueError('the error'))\n"
+        "finally:\n"
+        "    print('acknowledged')\n"
+    )
+    assert ended.returncode == 1
+    assert "acknowledged" not in ended.stdout
+    assert "the reason" in ended.stdout
+    assert "the error" in ended.stdout
+
+
+def test_a_hanging_event_loop_ends_the_process() -> None:
+    """G11: the watchdog is a thread, so a loop that hangs is seen."""
+    ended = run(
+        "import asyncio, time\n"
+        "from agents_stream.kafka.fail_stop import Watchdog\n"
+        "dog = Watchdog(limit_s=0.3, period_s=0.1)\n"
+        "dog.start()\n"
+        "async def hang():\n"
+        "    with dog.span('sessions'):\n"
+        "        time.sleep(20)\n"
+        "asyncio.run(hang())\n"
+    )
+    assert ended.returncode == 1
+    assert "watchdog: sessions has been at one batch" in ended.stdout
+
+
+def test_a_watchdog_that_fails_ends_the_process() -> None:
+    """G11: nobody would watch from then on."""
+    ended = run(
+        "import time\n"
+        "from agents_stream.kafka.fail_stop import Watchdog\n"
+        "dog = Watchdog(limit_s=60, period_s=0.1)\n"
+        "dog.gauge('broken', lambda: 1 / 0)\n"
+        "dog.start()\n"
+        "time.sleep(3)\n"
+    )
+    assert ended.returncode == 1
+    assert "watchdog" in ended.stdout
+
+
+def test_spans_and_gauges_are_told_by_name() -> None:
+    """What stands still is named; what ended in time is not."""
+    dog = Watchdog(limit_s=0.05)
+    with dog.span("ingress"):
+        assert dog.stalled() is None
+        time.sleep(0.1)
+        assert "ingress has been at one batch" in (dog.stalled() or "")
+    assert dog.stalled() is None
+    dog.gauge("recovery", lambda: 7.0)
+    assert dog.stalled() == "recovery has not moved for 7 s"
+
+
+def test_a_pause_of_the_whole_process_is_not_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After SIGSTOP and SIGCONT a batch has its whole time again."""
+    now: float = 0.0
+    monkeypatch.setattr(fail_stop_module.time, "monotonic", lambda: now)
+    end_by_raising(monkeypatch)
+    dog = Watchdog(limit_s=60.0, period_s=2.0)
+    checks = iter([2.0, 500.0, *range(502, 600, 8)])
+
+    def tick(_timeout: float) -> bool:
+        nonlocal now
+        now = next(checks)
+        return False
+
+    monkeypatch.setattr(dog, "_stopped", type("Stop", (), {"wait": staticmethod(tick)}))
+    with dog.span("sessions"), pytest.raises(Ended, match="sessions"):
+        dog._watch()  # noqa: SLF001 - as its thread does
+    assert 560 < now <= 568
+
+
+def test_spans_come_and_go_while_the_process_wakes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that ends in the moment after a SIGCONT ends like any other."""
+    end_by_raising(monkeypatch)
+    # A period of nothing: every look finds that the process "was paused".
+    dog = Watchdog(limit_s=60.0, period_s=0.0)
+    dog.start()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(20_000):
+                with dog.span("sessions"):
+                    pass
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            errors.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert dog._thread.is_alive()  # noqa: SLF001
+    dog.stop()
+    assert not errors
