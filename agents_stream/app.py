@@ -119,6 +119,8 @@ class Worker:
                 consumer = consumer_of(self.faust)
                 consumer.stop_flow()
                 await consumer.wait_empty()
+                tables: Any = self.faust.tables
+                await tables.recovery.stop()
                 await self.timers.stop()
                 for partition in list(self.table.partitions_owned):
                     self.table.close_partition(partition, complete=True)

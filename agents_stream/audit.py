@@ -14,6 +14,7 @@ A session whose first entries are gone by retention cannot be proved; it is coun
 at a time, so that memory holds the sessions of one partition.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ from agents_stream.replay import Replay, Report, Violation
 from agents_stream.settings import Settings
 
 PROGRESS_EVERY: Final = 500
+COORDINATOR_ATTEMPTS: Final = 40
+COORDINATOR_PAUSE_S: Final = 0.25
 _ANNOUNCED: Final = CREATED_TEXT.encode()
 
 OnProgress = Callable[[int, int], None]
@@ -233,9 +236,24 @@ async def _acknowledged(settings: Settings) -> dict[int, int]:
     admin = AIOKafkaAdminClient(**client_options(settings))
     try:
         await admin.start()
-        offsets = await admin.list_consumer_group_offsets(settings.group_id)
+        offsets = await _offsets_of(admin, settings.group_id)
     except KafkaError as error:
         raise RetryableError(f"Kafka cannot be read just now: {error!r}") from error
     finally:
         await admin.close()
     return {tp.partition: found.offset for tp, found in offsets.items() if tp.topic == topic}
+
+
+async def _offsets_of(admin: Any, group: str) -> dict[Any, Any]:
+    """What a group has committed. A new cluster needs seconds before it can tell of any group."""
+    for _ in range(COORDINATOR_ATTEMPTS):
+        try:
+            offsets: dict[Any, Any] = await admin.list_consumer_group_offsets(group)
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            last = error
+            await asyncio.sleep(COORDINATOR_PAUSE_S)
+        else:
+            return offsets
+    raise last

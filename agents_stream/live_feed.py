@@ -5,12 +5,10 @@ broker's time. Under a load that nobody could read along with, lines are counted
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
-from aiokafka.errors import KafkaError
-
-from agents_stream.core.errors import RetryableError
 from agents_stream.kafka import ranges
 from agents_stream.kafka.topics import (
     CRM_ORDER_CREATE,
@@ -68,29 +66,59 @@ def _place(seen: Seen) -> tuple[int, int, int]:
     return seen.timestamp, _RANK[seen.topic], seen.offset
 
 
-async def starts_of(settings: Settings, narrator: Narrator) -> Starts:
-    """Say where the feed begins, after telling the narrator what the sessions are by now.
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """The place in the log from which the feed tells.
 
-    The journal is read from where the workers are; what they have applied is in the rows. Where
-    there is too much of either, or Kafka cannot be asked, the narrator does without.
+    `starts` is where each topic is read from: the journal from where the workers are, so that what
+    they had not got to is told too. `rows` is the stretch of the changelog that says what the
+    sessions were at that place; None: too much to read, the narrator does without.
     """
-    try:
-        committed = await committed_offsets(settings, settings.group_id, JOURNAL)
-        async with ranges.reader(settings) as client:
-            numbers = range(settings.partitions)
-            journal = load_topics().name(JOURNAL, settings.topic_prefix)
-            spans = await ranges.bounds(client, [(journal, n) for n in numbers])
-            starts = {(JOURNAL, n): committed.get(n, spans[journal, n][0]) for n in numbers}
-            backlog = sum(spans[journal, n][1] - starts[JOURNAL, n] for n in numbers)
-            changelog = load_topics().name(SESSIONS_CHANGELOG, settings.topic_prefix)
-            rows = await ranges.bounds(client, [(changelog, n) for n in numbers])
-            if backlog <= MAX_BACKLOG and sum(e - b for b, e in rows.values()) <= MAX_ROWS_READ:
-                async for record in ranges.read(client, rows):
-                    if record.key is not None and record.value is not None:
-                        narrator.remember(record.key.decode(), record.value)
-                return starts
-    except (KafkaError, RetryableError):
+
+    starts: Starts
+    rows: Mapping[ranges.Place, tuple[int, int]] | None
+
+
+async def mark_beginning(settings: Settings) -> Beginning:
+    """Say where the log is now. Before a worker starts, so that all that it does is told.
+
+    Raises:
+        RetryableError: Kafka cannot be asked.
+
+    """
+    committed = await committed_offsets(settings, settings.group_id, JOURNAL)
+    names = {load_topics().name(topic, settings.topic_prefix): topic for topic in TOPICS}
+    changelog = load_topics().name(SESSIONS_CHANGELOG, settings.topic_prefix)
+    numbers = range(settings.partitions)
+    async with ranges.reader(settings) as client:
+        spans = await ranges.bounds(client, [(name, n) for name in names for n in numbers])
+        rows = await ranges.bounds(client, [(changelog, n) for n in numbers])
+    starts = {(names[name], number): end for (name, number), (_, end) in spans.items()}
+    backlog = 0
+    for (name, number), (begin, end) in spans.items():
+        if names[name] == JOURNAL:
+            starts[JOURNAL, number] = committed.get(number, begin)
+            backlog += end - starts[JOURNAL, number]
+    if backlog > MAX_BACKLOG:
+        starts |= {(names[name], n): end for (name, n), (_, end) in spans.items()}
+        return Beginning(starts, None)
+    small = sum(end - begin for begin, end in rows.values()) <= MAX_ROWS_READ
+    return Beginning(starts, rows if small else None)
+
+
+async def tell_rows(settings: Settings, beginning: Beginning, narrator: Narrator) -> None:
+    """Tell the narrator what the sessions were at the beginning.
+
+    Raises:
+        RetryableError: Kafka cannot be read.
+
+    """
+    if beginning.rows is None:
         narrator.forget()
-        return {}
-    narrator.forget()
-    return {}
+        return
+    if all(begin == end for begin, end in beginning.rows.values()):
+        return
+    async with ranges.reader(settings) as client:
+        async for record in ranges.read(client, beginning.rows):
+            if record.key is not None and record.value is not None:
+                narrator.remember(record.key.decode(), record.value)

@@ -20,7 +20,7 @@ import structlog
 
 from agents_stream.demo import plan_demo, play, prepare_folder
 from agents_stream.demo.script import read_script
-from agents_stream.live_feed import LiveFeed, starts_of
+from agents_stream.live_feed import LiveFeed
 from agents_stream.settings import Settings
 from agents_stream.up.environment import Plan, claim, plan_up
 from agents_stream.up.narration import Narrator
@@ -131,7 +131,7 @@ async def _show(site: Site, *, quiet: bool) -> int:
         await asyncio.Event().wait()
     narrator = Narrator(contents=False)
     feed = LiveFeed(narrator)
-    async for records in site.follow(await starts_of(site.settings, narrator)):
+    async for records in site.follow(narrator):
         feed.take(records)
         for line in feed.due():
             site.screen.show(line)

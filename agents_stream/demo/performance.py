@@ -22,7 +22,7 @@ from agents_stream.demo.script import Conversation
 from agents_stream.demo.verdict import Actual, Verdict, judge, show_table
 from agents_stream.demo.witness import Witness
 from agents_stream.kafka.connection import client_options
-from agents_stream.live_feed import TOPICS, LiveFeed
+from agents_stream.live_feed import LiveFeed
 from agents_stream.up.narration import Narrator
 from agents_stream.up.site import Site
 
@@ -45,8 +45,7 @@ async def play(site: Site, script: Sequence[Conversation]) -> int:
     """
     site.exit_code = EXIT_DIFFERENT  # whoever stops the demo in its middle has proved nothing
     witness = Witness()
-    feed = LiveFeed(Narrator(contents=True))
-    watching = asyncio.create_task(_watch(site, witness, feed))
+    watching = asyncio.create_task(_watch(site, witness))
     try:
         began = time.monotonic()
         site.screen.say(f"playing {len(script)} conversations; 10 minutes take 10 seconds here")
@@ -70,11 +69,10 @@ def _never(watching: asyncio.Task[None]) -> list[Verdict]:
     raise AssertionError("watching goes on for ever")
 
 
-async def _watch(site: Site, witness: Witness, feed: LiveFeed) -> None:
-    # The log is fresh: it is read from its beginning, so that nothing can be missed.
-    numbers = range(site.settings.partitions)
-    starts = {(name, number): 0 for name in TOPICS for number in numbers}
-    async for records in site.follow(starts):
+async def _watch(site: Site, witness: Witness) -> None:
+    narrator = Narrator(contents=True)
+    feed = LiveFeed(narrator)
+    async for records in site.follow(narrator):
         witness.take(records)
         feed.take(records)
         for line in feed.due():

@@ -188,9 +188,9 @@ class BatchConsumer(Consumer):
                 self._take(fetched)
         except asyncio.CancelledError:
             raise
-        except KafkaError as error:
+        except Exception as error:  # noqa: BLE001 - Faust would go on without input
             if not self.should_stop:
-                fail_stop(f"consuming from Kafka failed: {error}", error)
+                fail_stop(f"consuming failed: {type(error).__name__}: {error}", error)
 
     def _take(self, fetched: Mapping[TopicPartition, list[ConsumerRecord]]) -> None:
         """Hand on what was fetched, unless the flow was stopped meanwhile: then read it again."""
@@ -216,10 +216,11 @@ class BatchConsumer(Consumer):
             self._account(TP(*tp), records, position)
             batch = Batch(tp.topic, tp.partition, tuple(records), position, self.epoch)
             for channel in self.app.topics._tp_index[tp]:  # type: ignore[attr-defined] # noqa: SLF001
-                channel.queue.put_nowait(batch)
+                # Never full: what may wait is bounded by bytes, in `_account`.
+                channel.queue.force_put_nowait(batch)
 
     def _account(self, tp: TP, records: list[ConsumerRecord], position: int) -> None:
-        size = 0
+        size = 100
         for record in records:
             size += 100 + len(record.value or b"") + len(record.key or b"")
             if record.timestamp_type == 1:
@@ -238,6 +239,7 @@ class BatchConsumer(Consumer):
         From the first assignment on every partition has a committed offset. One without on a
         topic that is not empty has lost it (Kafka forgets a group that was away for a week).
         """
+        epoch = self.epoch
         tps = [_aiokafka(tp) for tp in self.assignment() if not self._is_changelog_tp(tp)]
         coordinator = self.kafka._coordinator  # noqa: SLF001 - one request for all partitions
         committed = {
@@ -247,13 +249,15 @@ class BatchConsumer(Consumer):
         }
         beginnings = await self.kafka.beginning_offsets(tps) if tps else {}
         ends = await self.kafka.end_offsets(tps) if tps else {}
+        if self.epoch != epoch:
+            return  # revoked meanwhile: these positions are nobody's
         self._positions = {}
         self._backlogs = {}
         for tp in tps:
             start = committed.get(tp)
             if start is None:
                 self.engine.refuse_forgotten(tp.topic, empty=beginnings[tp] >= ends[tp])
-                start = ends[tp] if self.engine.settings.start_from == "latest" else beginnings[tp]
+                start = ends[tp] if self.engine.begins_at_end(tp.topic) else beginnings[tp]
             elif start > ends[tp]:
                 log.warning(
                     "a topic ends before its committed offset, it is read from its beginning",

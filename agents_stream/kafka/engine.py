@@ -74,6 +74,14 @@ class Engine:
         for hook in self.revoke_hooks:
             hook()
 
+    def begins_at_end(self, topic: str) -> bool:
+        """Whether a group without an offset skips what is there.
+
+        Only the actions, and only if the user says so; all else may be read twice without harm,
+        and what nobody has applied would be lost.
+        """
+        return topic == self.topic(names.ACTIONS) and self.settings.start_from == "latest"
+
     def refuse_forgotten(self, topic: str, *, empty: bool) -> None:
         """End the process where going on from the beginning would do everything again."""
         if empty or topic != self.topic(names.ACTIONS):

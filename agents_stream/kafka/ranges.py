@@ -1,5 +1,6 @@
 """Reading a stretch of the log once, from an offset to another: for views, audit and redrive."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -34,6 +35,8 @@ async def reader(settings: Settings, isolation: str = "read_committed") -> Async
     )
     try:
         await client.start()
+        # Let aiokafka's own task begin: cancelled before that, it would cancel whoever stops it.
+        await asyncio.sleep(0)
         yield client
     except KafkaError as error:
         raise RetryableError(f"Kafka cannot be read just now: {error}") from error
@@ -54,6 +57,8 @@ async def read(
 ) -> AsyncGenerator[ConsumerRecord, None]:
     """Every record of the stretches `[start, end)`; each partition in its order."""
     left = {TopicPartition(*place): end for place, (start, end) in stretches.items() if start < end}
+    if not left:
+        return
     client.assign(list(left))
     for tp in left:
         client.seek(tp, stretches[tp.topic, tp.partition][0])

@@ -12,12 +12,15 @@ last record read. Ours, in its place in Faust's TableManager:
 4. The stages are told (the wheel is rebuilt from the rows), then the streams go to their
    committed offsets, then the flow resumes.
 
-Any error ends the process; standing still does too (`progress_at`).
+A rebalance may come in between at any step: every step that follows a wait looks whether its
+turn has passed, and then leaves the rest to the next one. Any error ends the process; standing
+still does too (`progress_at`).
 """
 
 import asyncio
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -43,6 +46,15 @@ log = structlog.get_logger()
 _POLL_MS: Final = 200
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What an assignment asks for. `kept`: owned in the generation just before as well."""
+
+    turn: int
+    partitions: frozenset[int]
+    kept: frozenset[int]
+
+
 class ChangelogRecovery(Service):
     """Brings the rows of the assigned partitions back, then lets the streams flow."""
 
@@ -54,7 +66,10 @@ class ChangelogRecovery(Service):
         self.in_recovery = False
         self.progress_at = time.monotonic()
         self.last_seconds = 0.0
-        self._wanted: asyncio.Queue[tuple[int, frozenset[int], frozenset[int]]] = asyncio.Queue()
+        self.lock = asyncio.Lock()
+        self.engine.stages.append(self)
+        self._turn = 0
+        self._wanted: asyncio.Queue[_Wanted] = asyncio.Queue()
         self._last: tuple[int, frozenset[int]] = (-1, frozenset())
 
     @property
@@ -74,8 +89,8 @@ class ChangelogRecovery(Service):
         return time.monotonic() - self.progress_at if self.in_recovery else 0.0
 
     def on_partitions_revoked(self, revoked: Any) -> None:  # noqa: ARG002 - Faust's signature
-        """Stop being ready at once."""
-        self.completed.clear()
+        """Stop being ready at once; what is under way is of the past."""
+        self._next_turn()
 
     async def on_rebalance(
         self, assigned: Any, revoked: Any, newly_assigned: Any, generation_id: int = 0
@@ -86,10 +101,14 @@ class ChangelogRecovery(Service):
         generation, before = self._last
         kept = partitions & before if generation_id == generation + 1 else frozenset[int]()
         self._last = (generation_id, partitions)
+        self._next_turn()
+        self._wanted.put_nowait(_Wanted(self._turn, partitions, kept))
+
+    def _next_turn(self) -> None:
+        self._turn += 1
         self.completed.clear()
         self.in_recovery = True
         self.progress_at = time.monotonic()
-        self._wanted.put_nowait((generation_id, partitions, kept))
 
     def _owned_alike(self, assigned: Iterable[Any]) -> frozenset[int]:
         """The partition numbers owned; they must be the same for every topic of ours."""
@@ -110,15 +129,15 @@ class ChangelogRecovery(Service):
     @Service.task
     async def _recover_as_wanted(self) -> None:
         while not self.should_stop:
-            generation, partitions, kept = await self._wanted.get()
-            if not self._wanted.empty():
-                self._last = (-1, frozenset())  # a generation was skipped: trust no rows
-                continue
+            wanted = await self._wanted.get()
+            while not self._wanted.empty():
+                newer = self._wanted.get_nowait()
+                # Kept is only what was owned all the way, from the rows that are here.
+                wanted = replace(newer, kept=newer.kept & wanted.kept)
             started = time.monotonic()
             try:
-                await self._recover(partitions, kept)
-                if self.app.consumer_generation_id == generation and self._wanted.empty():
-                    await self._resume(partitions)
+                if not (await self._recover(wanted) and await self._resume(wanted)):
+                    continue
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, a restart is the cure
@@ -126,25 +145,30 @@ class ChangelogRecovery(Service):
             self.last_seconds = time.monotonic() - started
             log.info(
                 "recovered",
-                partitions=len(partitions),
-                kept=len(kept),
+                partitions=len(wanted.partitions),
+                kept=len(wanted.kept),
                 rows=sum(len(store) for store in self.table.partitions_owned.values()),
                 seconds=round(self.last_seconds, 3),
             )
 
-    async def _recover(self, partitions: frozenset[int], kept: frozenset[int]) -> None:
-        for partition in set(self.table.partitions_owned) - kept:
+    async def _recover(self, wanted: _Wanted) -> bool:
+        """Bring the rows back and tell the stages; False where a rebalance came in between."""
+        for partition in set(self.table.partitions_owned) - wanted.kept:
             self.table.close_partition(partition, complete=False)
-        fresh = sorted(partitions - set(self.table.partitions_owned))
+        fresh = sorted(wanted.partitions - set(self.table.partitions_owned))
         if fresh:
             stores = {partition: self.table.open(partition) for partition in fresh}
-            await self._replay(stores)
+            if not await self._replay(stores, wanted.turn):
+                for partition in fresh:  # what was found out about them is lost
+                    self.table.close_partition(partition, complete=False)
+                return False
         for hook in self.engine.assign_hooks:
-            for partition in sorted(partitions):
+            for partition in sorted(wanted.partitions):
                 await hook(partition)
-                await asyncio.sleep(0)
+                self.progress_at = time.monotonic()
+        return True
 
-    async def _replay(self, stores: dict[int, PartitionStore]) -> None:
+    async def _replay(self, stores: dict[int, PartitionStore], turn: int) -> bool:
         topic = load_topics().name(SESSIONS_CHANGELOG, self.engine.settings.topic_prefix)
         tps = {TopicPartition(topic, partition): store for partition, store in stores.items()}
         reader = AIOKafkaConsumer(
@@ -167,9 +191,11 @@ class ChangelogRecovery(Service):
             beaten = await self._read(reader, tps, ends)
         finally:
             await reader.stop()
+        if beaten and not await self._write_winners(topic, stores, beaten, turn):
+            return False
         for tp in tps:
             self.table.changelog_offsets[tp.partition] = ends[tp]
-        await self._write_winners(topic, stores, beaten)
+        return True
 
     async def _read(
         self, reader: Any, tps: dict[TopicPartition, PartitionStore], ends: dict[Any, int]
@@ -198,28 +224,42 @@ class ChangelogRecovery(Service):
         return beaten
 
     async def _write_winners(
-        self, topic: str, stores: dict[int, PartitionStore], beaten: dict[int, set[bytes]]
-    ) -> None:
-        """Put the highest record after the lower one that followed it."""
-        if not beaten:
-            return
+        self,
+        topic: str,
+        stores: dict[int, PartitionStore],
+        beaten: dict[int, set[bytes]],
+        turn: int,
+    ) -> bool:
+        """Put the highest record after the lower one that followed it.
+
+        A revoke waits for it as for a stage's batch: afterwards the rows may be another's.
+        """
         appender: Appender = self.engine.sessions_appender
         await self.engine.membership.prove()
-        again = Pending()
-        for partition, keys in beaten.items():
-            for key in keys:
-                stamp = self.engine.fence_timestamp()
-                again.add(topic, partition, Line(key, stores[partition].get(key), (), stamp))
-        log.warning("winners written again", why="a paused worker wrote late", rows=len(beaten))
-        await appender.append(again)
+        async with self.lock:
+            if self._turn != turn:
+                return False
+            again = Pending()
+            stamp = self.engine.fence_timestamp()
+            for partition, keys in beaten.items():
+                for key in keys:
+                    again.add(topic, partition, Line(key, stores[partition].get(key), (), stamp))
+            rows = sum(len(keys) for keys in beaten.values())
+            log.warning("winners written again", why="a paused worker wrote late", rows=rows)
+            await appender.append(again)
+        return True
 
-    async def _resume(self, partitions: frozenset[int]) -> None:
+    async def _resume(self, wanted: _Wanted) -> bool:
         """What Faust's recovery does at its end, in the order that loses nothing."""
         consumer: BatchConsumer = self.app.consumer
         await self.engine.membership.prove()
+        if self._turn != wanted.turn:
+            return False
         await self.app.on_rebalance_complete.send()
-        if partitions:
+        if wanted.partitions:
             await consumer.perform_seek()
+            if self._turn != wanted.turn:
+                return False
             consumer.resume_partitions(
                 {tp for tp in consumer.assignment() if not consumer._is_changelog_tp(tp)}  # noqa: SLF001
             )
@@ -231,6 +271,7 @@ class ChangelogRecovery(Service):
         self.tables.on_actives_ready()
         self.tables.on_standbys_ready()
         self.app.on_rebalance_end()
+        return True
 
 
 class SessionTableManager(TableManager):

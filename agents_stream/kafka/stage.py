@@ -1,14 +1,14 @@
 """What every stage of the worker has in common: batches in, one at a time, or the process ends.
 
-A stage is a Faust agent over a stream of `Batch`es. Everything that has been queued is worked on
-in one go, so that the waits for Kafka are paid once. An exception ends the process before anything
+A stage is a Faust agent over a stream of `Batch`es. What has been queued is worked on in one go,
+so that the waits for Kafka are paid once; up to a limit, since a rebalance waits for it. An exception ends the process before anything
 could acknowledge what was not done.
 """
 
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError
 
@@ -16,6 +16,7 @@ from agents_stream.kafka.consumer import Batch, BatchConsumer
 from agents_stream.kafka.engine import Engine, consumer_of
 from agents_stream.kafka.fail_stop import EXIT_REFUSED, EXIT_UNREACHABLE, fail_stop
 
+MAX_TAKEN_RECORDS: Final = 2_000
 _UNREACHABLE = (KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError)
 
 
@@ -43,9 +44,10 @@ class BatchStage(ABC):
         """The Faust agent's body."""
         queue = stream.channel.queue
         async for first in stream:
-            batches = [first]
-            while not queue.empty():
+            batches, taken = [first], len(first.records)
+            while taken < MAX_TAKEN_RECORDS and not queue.empty():
                 batches.append(queue.get_nowait())
+                taken += len(batches[-1].records)
             async with self.lock:
                 current = [batch for batch in batches if batch.epoch == self.consumer.epoch]
                 if not current:

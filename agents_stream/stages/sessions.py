@@ -34,6 +34,7 @@ from agents_stream.kafka.topics import ACTIONS, SESSIONS_CHANGELOG
 log = structlog.get_logger()
 
 MAX_ENTRIES: Final = 1_000
+MAX_PASS_BYTES: Final = 512 * 1024  # what a pass owes for one session must fit its record
 
 
 class Wheel(Protocol):
@@ -183,17 +184,19 @@ def _note(work: _Work, entry: Entry, at: Position, decision: Decision) -> None:
 
 
 def _passes(batches: Sequence[Batch]) -> Iterator[list[Batch]]:
-    """Cut batches into passes of at most MAX_ENTRIES entries, keeping each partition's order."""
+    """Cut batches into passes, by entries and by bytes, keeping each partition's order."""
     part: list[Batch] = []
-    room = MAX_ENTRIES
+    count = size = 0
     for batch in batches:
-        records = batch.records
-        while len(records) > room:
-            part.append(replace(batch, records=records[:room], position=records[room].offset))
-            records = records[room:]
-            yield part
-            part, room = [], MAX_ENTRIES
-        part.append(replace(batch, records=records))
-        room -= len(records)
+        start = 0
+        for index, record in enumerate(batch.records):
+            length = len(record.value or b"")
+            if count and (count >= MAX_ENTRIES or size + length > MAX_PASS_BYTES):
+                done = batch.records[start:index]
+                yield [*part, replace(batch, records=done, position=record.offset)]
+                part, count, size, start = [], 0, 0, index
+            count += 1
+            size += length
+        part.append(replace(batch, records=batch.records[start:]))
     if part:
         yield part

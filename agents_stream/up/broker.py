@@ -75,20 +75,21 @@ class Broker:
             if broker_process.is_alive(self._files):
                 continue
             lived_s = time.monotonic() - self._started_at
-            await self._start_again(lived_s, "it is gone")
+            await self._start_again(lived_s, "its process is gone")
 
     async def _start_again(self, lived_s: float, why: str) -> None:
         while True:
             pause_s = self._restarts.pause_s(lived_s)
             if pause_s is None:
                 raise GaveUp(f"the broker died too often in a row; the last time: {why}")
-            self._say(f"the broker died; starting it again in {pause_s:g} s")
+            self._say(f"the broker died ({why}); starting it again in {pause_s:g} s")
             await asyncio.sleep(pause_s)
             try:
                 await self.start()
             except BrokerNotStarted as error:
                 lived_s, why = 0.0, str(error)
             else:
+                self._say("the broker is back, with all its data")
                 return
 
     async def stop(self) -> None:
@@ -100,7 +101,8 @@ class Broker:
         """
         self._reporter.stopped = True
         if self._launching is not None:
-            await asyncio.wait([self._launching])
+            # Whoever started it has heard of its error, or is no longer there to hear it.
+            await asyncio.gather(self._launching, return_exceptions=True)
         if self.ours:
             await asyncio.to_thread(embedded.stop, self._settings)
             self._mark.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from agents_stream.up.restarts import MAX_QUICK_DEATHS, Restarts, exit_words
 STOP_LIMIT_S: Final = 50.0
 KILL_LIMIT_S: Final = 5.0
 MAX_TOLD_PER_LOOK: Final = 10
+TELL_AGAIN_S: Final = 30.0
 
 Say = Callable[[str], None]
 
@@ -70,6 +71,7 @@ class Child:
         self._say = say
         self._process: asyncio.subprocess.Process | None = None
         self._restarts = Restarts()
+        self._told: dict[str, float] = {}
 
     @property
     def pid(self) -> int | None:
@@ -113,13 +115,21 @@ class Child:
         lines = self.log.read_new()
         if any(line.event == self.spec.ready_event for line in lines):
             self.ready.set()
-        told = [line for line in lines if line.told]
+        told = [line for line in lines if line.told and self._is_new(line.words)]
         for line in told[:MAX_TOLD_PER_LOOK]:
             self._say(f"{self.spec.name} {line.level}: {line.words}")
         if len(told) > MAX_TOLD_PER_LOOK:
             hidden = len(told) - MAX_TOLD_PER_LOOK
             self._say(f"{self.spec.name}: {hidden} more warnings in {self.log.path}")
         return lines
+
+    def _is_new(self, words: str) -> bool:
+        """Whether a warning has not been told in the last TELL_AGAIN_S: a loop repeats itself."""
+        now = time.monotonic()
+        self._told = {w: at for w, at in self._told.items() if now - at < TELL_AGAIN_S}
+        is_new = words not in self._told
+        self._told.setdefault(words, now)
+        return is_new
 
     async def stop(self) -> None:
         """Ask it to end and wait; end it by force if it does not. No error if it does not run."""

@@ -19,12 +19,13 @@ import httpx
 
 from agents_stream.core.errors import TerminalError
 from agents_stream.kafka import topic_admin
-from agents_stream.live_feed import TOPICS
+from agents_stream.live_feed import TOPICS, Beginning, mark_beginning, tell_rows
 from agents_stream.up.broker import Broker
 from agents_stream.up.children import Child, ChildSpec
 from agents_stream.up.environment import LOCALHOST, Plan, environment_of, require_free_port
+from agents_stream.up.narration import Narrator
 from agents_stream.up.screen import Screen
-from agents_stream.up.tail import Seen, Starts, follow, wake_coordinator
+from agents_stream.up.tail import Seen, follow, wake_coordinator
 
 READY_LIMIT_S: Final = 90.0
 GATEWAY_LIMIT_S: Final = 15.0
@@ -57,6 +58,7 @@ class Site:
         self.settings = plan.settings
         self.logs = plan.settings.data_dir / "logs"
         self.exit_code = 0
+        self._beginning: Beginning | None = None
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._broker = Broker(plan.settings, screen.reporter(), screen.say)
         self._children = self._make_children(lock)
@@ -88,6 +90,7 @@ class Site:
 
         Raises:
             TerminalError: a port is taken, or something does not start.
+            RetryableError: the broker stopped to answer meanwhile.
 
         """
         began = time.monotonic()
@@ -104,6 +107,7 @@ class Site:
         )
         if created:
             self.screen.say(f"created {len(created)} topics")
+        self._beginning = await mark_beginning(self.settings)
         for name in (WORKER, GATEWAY):
             self._children[name].release()
         await self._until_ready()
@@ -149,15 +153,27 @@ class Site:
         """End the worker with a kill -9, as the demo does; whether there was one."""
         return self._children[WORKER].signal(signal.SIGKILL)
 
-    def follow(self, starts: Starts) -> AsyncGenerator[list[Seen], None]:
-        """Give what happens, as it is read from the log, for ever."""
-        return follow(self.settings, TOPICS, starts)
+    async def follow(self, narrator: Narrator) -> AsyncGenerator[list[Seen], None]:
+        """Give what has happened since the start of the worker, and goes on to happen, for ever.
+
+        The narrator is told first what the sessions were at that time.
+
+        Raises:
+            RetryableError: Kafka cannot be read.
+
+        """
+        assert self._beginning is not None, "started"
+        await tell_rows(self.settings, self._beginning, narrator)
+        async for records in follow(self.settings, TOPICS, self._beginning.starts):
+            yield records
 
     async def stop(self) -> None:
         """Stop what was started: the children first, the broker last."""
         for task in self._keepers:
             task.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
+        if not self.failed.cancel():
+            self.failed.exception()  # somebody has heard of it, or nobody is left to hear
         await asyncio.gather(*(self._children[name].stop() for name in (WORKER, GATEWAY)))
         if SANDBOX in self._children:
             await self._children[SANDBOX].stop()

@@ -15,6 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
+from agents_stream.core.errors import RetryableError
 from agents_stream.kafka.connection import client_options
 from agents_stream.kafka.topics import JOURNAL, load_topics
 from agents_stream.settings import Settings
@@ -99,7 +100,7 @@ async def wake_coordinator(settings: Settings) -> None:
             while True:
                 try:
                     await committed_offsets(settings, settings.group_id, JOURNAL)
-                except KafkaError:
+                except RetryableError:
                     await asyncio.sleep(COORDINATOR_PAUSE_S)
                 else:
                     return
@@ -111,7 +112,7 @@ async def committed_offsets(settings: Settings, group: str, name: str) -> dict[i
     """Give the offsets that a group has committed on the topic `name`, by partition.
 
     Raises:
-        KafkaError: Kafka cannot be asked.
+        RetryableError: Kafka cannot be asked just now.
 
     """
     topic = load_topics().name(name, settings.topic_prefix)
@@ -119,6 +120,8 @@ async def committed_offsets(settings: Settings, group: str, name: str) -> dict[i
     try:
         await admin.start()
         found = await admin.list_consumer_group_offsets(group)
+    except KafkaError as error:
+        raise RetryableError(f"Kafka cannot be asked just now: {error!r}") from error
     finally:
         await admin.close()
     return {tp.partition: at.offset for tp, at in found.items() if tp.topic == topic}

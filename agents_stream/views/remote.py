@@ -93,7 +93,7 @@ class Peers:
                 asyncio.timeout(self._limit_s),
                 self._client.stream("GET", url + path, params=words) as response,
             ):
-                body = await _read_bounded(response)
+                body = await _read_bounded(url, response)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             log.warning("worker_unavailable", url=url, error=type(error).__name__)
             said = f"The worker at {url} does not answer ({type(error).__name__})"
@@ -234,12 +234,13 @@ def _no_owner(partitions: Iterable[int]) -> Rejection:
     return Rejection(503, "owner_unavailable", said)
 
 
-async def _read_bounded(response: httpx.Response) -> bytes:
+async def _read_bounded(url: str, response: httpx.Response) -> bytes:
     body = bytearray()
     async for part in response.aiter_bytes():
         body += part
         if len(body) > MAX_ANSWER_BYTES:
-            raise httpx.DecodingError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+            said = f"The worker at {url} answers more than {MAX_ANSWER_BYTES} bytes"
+            raise Rejection(503, "worker_unavailable", said)
     return bytes(body)
 
 

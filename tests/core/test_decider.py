@@ -198,6 +198,20 @@ def test_only_events_open_a_session(kind: EntryKind) -> None:
     assert decision == Decision(None, reasons=(Reason.UNKNOWN_SESSION,))
 
 
+@pytest.mark.parametrize(("late_ms", "reason"), [(-1, Reason.EARLY_DEADLINE), (0, None)])
+def test_a_deadline_fires_in_its_own_millisecond(late_ms: int, reason: Reason | None) -> None:
+    """G4: never early, and not a millisecond later than it must."""
+    conversation = Conversation()
+    record = conversation.event("collecting_data.started").record
+    assert record
+    deadline = record.deadlines["data_collection.reply"]
+    conversation.now_ms = deadline.due_at_ms + late_ms
+    name, generation = "data_collection.reply", deadline.generation
+    decision = conversation.deadline(name, generation, deadline.due_at_ms)
+    assert decision.reasons == ((reason,) if reason else ())
+    assert [end.end for end in decision.ended] == ([] if reason else ["fired"])
+
+
 def test_a_session_is_at_home_where_its_keyed_events_arrive() -> None:
     """DESIGN §2: deadlines and own events go to the partition of the session's events."""
     record = opened()

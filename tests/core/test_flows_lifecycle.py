@@ -310,4 +310,6 @@ def test_results_and_deadlines_are_not_limited() -> None:
     assert full.play("succeeded")[-1] == "    @2 tells c1: CREATED"
     assert full.record
     assert content_size(full.record) > MAX_RECORD_BYTES
+    as_large = {"state": {"x": full.record.state["x"].replace("y", "z")}}
+    assert full.event("session.updated", as_large).reasons == ()
     assert full.play("succeeded")[-1] == '        with {"orderId": "order-1"}'

@@ -270,6 +270,8 @@ TRANSCRIPTS = {
         failed
             buries @1: tool_failed, boom: no
             because session_closed
+        succeeded
+            because unknown_command
     """,
     "a close while the order is under way; its attempt fails, and there is no other": """
         given session.started; promos.offered; due; session.close

@@ -167,9 +167,12 @@ async def test_merged_pages_are_one_sorted_list(
     after, more = "", True
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "MAX_SCANNED", scanned)
+        patch.setattr(local, "SORTED_AT_ONCE", 3)
         while more:
             query = SessionQuery(limit=limit, after=after)
-            page = _merged([await share.sessions(query) for share in shares], limit)
+            pages = [await share.sessions(query) for share in shares]
+            assert all(len(page.items) <= limit for page in pages)
+            page = _merged(pages, limit)
             seen += ids(page.items)
             more = page.next_cursor is not None
             after = sessions_query({"cursor": page.next_cursor or ""}).after

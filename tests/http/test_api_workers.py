@@ -1,14 +1,14 @@
 """Any worker answers for all of them; what it cannot answer it refuses in clear words."""
 
 import asyncio
+import contextlib
 import re
-import socket
 
 import httpx
 import pytest
 
 from agents_stream.core.errors import RetryableError
-from agents_stream.views import local
+from agents_stream.views import local, remote
 from agents_stream.views.http import Rejection
 from agents_stream.views.local import LocalViews
 from agents_stream.views.queries import (
@@ -89,12 +89,20 @@ async def test_a_dead_worker_is_named() -> None:
         assert [member["ready"] for member in members] == [True, True, False]
 
 
-async def test_a_worker_that_hangs_costs_a_bounded_time() -> None:
-    """A stopped process still takes connections: the question ends after its limit (G11)."""
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen()
-        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+@pytest.mark.parametrize("bytes_each", [0, 1])
+async def test_a_worker_that_hangs_costs_a_bounded_time(bytes_each: int) -> None:
+    """A stopped process still takes connections, a sick one drips: the question ends (G11)."""
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError), contextlib.closing(writer):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" * bytes_each)
+            while not reader.at_eof():
+                writer.write(b" " * bytes_each)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(1_000), 0.05)
+
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as deaf:
+        url = f"http://127.0.0.1:{deaf.sockets[0].getsockname()[1]}"
         peers = Peers(None, limit_s=0.3)
         peers.open()
         try:
@@ -104,6 +112,20 @@ async def test_a_worker_that_hangs_costs_a_bounded_time() -> None:
         finally:
             await peers.close()
     assert (refusal.value.status, refusal.value.code) == (503, "worker_unavailable")
+
+
+async def test_an_answer_without_end_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that sends more than it may is not read to the end."""
+    monkeypatch.setattr(remote, "MAX_ANSWER_BYTES", 10_000)
+    log = many(20)
+    async with run_cluster(log, count=2) as cluster:
+        foreign = next(s for s in log.rows if cluster.owner_of(s) == 1)
+        url = f"{cluster.urls[0]}/api/sessions/{foreign}"
+        await ok(url)
+        log.event(foreign, "agent/session.updated", state={"long": "x" * 20_000})
+        code, message = await refused(url, 503)
+        assert code == "worker_unavailable"
+        assert cluster.urls[1] in message
 
 
 async def test_a_worker_that_is_not_ready_says_what_is_missing() -> None:
@@ -159,12 +181,19 @@ async def test_a_partition_that_leaves_while_it_is_listed_does_no_harm() -> None
 
 async def test_a_session_that_two_workers_show_is_listed_once() -> None:
     """While a partition moves, the later state of a session counts."""
-    log = many(8)
+    log, behind = many(8), many(8)
+    for session_id in log.rows:
+        log.event(session_id, "agent/session.close", reason="handoff")
     async with run_cluster(log, count=2) as cluster:
         for worker in cluster.workers:
             worker.owned = tuple(range(log.partitions))
-        items = (await ok(f"{cluster.urls[0]}/api/sessions"))["items"]
-    assert ids(items) == sorted(log.rows)
+        for late in cluster.workers:
+            for worker in cluster.workers:
+                worker.log = behind if worker is late else log
+            items = (await ok(f"{cluster.urls[0]}/api/sessions"))["items"]
+            assert ids(items) == sorted(log.rows)
+            offsets = [log.record(session_id).journal_offset for session_id in ids(items)]
+            assert [item["journalOffset"] for item in items] == offsets
 
 
 async def test_other_work_goes_on_while_a_large_table_is_read() -> None:

@@ -43,7 +43,14 @@ async def test_json_is_what_the_api_answers(log: Log) -> None:
     """With --json every reading command prints the body of the API's answer, as it came."""
     commands = {
         ("sessions", "list"): "/api/sessions",
-        ("sessions", "list", "--status", "open", "--limit", "1"): "/api/sessions?status=open&limit=1",
+        (
+            "sessions",
+            "list",
+            "--status",
+            "open",
+            "--limit",
+            "1",
+        ): "/api/sessions?status=open&limit=1",
         ("sessions", "list", "--q", "3/ä"): "/api/sessions?q=3/%C3%A4",
         ("sessions", "show", "s-1"): "/api/sessions/s-1",
         ("sessions", "show", "s 3/ä\x1b[31m"): "/api/sessions/s%203%2F%C3%A4%1B%5B31m",
@@ -85,7 +92,9 @@ async def test_pages(log: Log) -> None:
     async with run_cluster(log) as cluster:
         first = await ask(cluster, "sessions", "list", "--limit", "2")
         assert "--cursor" in first.out
-        cursor = (await ask(cluster, "sessions", "list", "--limit", "2", "--json")).json["nextCursor"]
+        cursor = (await ask(cluster, "sessions", "list", "--limit", "2", "--json")).json[
+            "nextCursor"
+        ]
         rest = await ask(cluster, "sessions", "list", "--cursor", cursor, "--json")
         assert [item["sessionId"] for item in rest.json["items"]] == ["s-2"]
         every = await ask(cluster, "sessions", "list", "--limit", "1", "--all", "--json")

@@ -138,6 +138,7 @@ async def test_pages_give_every_item_exactly_once(count: int, limit: int, order:
     while more:
         items, more = await read(log, TimelineQuery(limit, edge, order))
         assert 0 < len(items) <= limit
+        assert items[0]["offset"] not in seen
         seen += [item["offset"] for item in items]
         edge = seen[-1]
     offsets = [at.offset for _, at in log.lines("s1")]
@@ -156,6 +157,7 @@ async def test_a_page_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch, order
     edge, more = None, True
     while more:
         items, more = await read(log, TimelineQuery(500, edge, order))
+        assert items not in pages
         pages.append(items)
         edge = items[-1]["offset"]
     assert all(len(page) == 1 or len(orjson.dumps(page)) < 5_200 for page in pages)

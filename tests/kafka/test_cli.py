@@ -132,7 +132,12 @@ async def test_unreachable_broker_and_worker(tmp_path: Path) -> None:
         ("audit",),
         ("worker",),
     ]
-    asking_worker = [("sessions", "list"), ("sessions", "show", "x"), ("timers",), ("timeline", "x")]
+    asking_worker = [
+        ("sessions", "list"),
+        ("sessions", "show", "x"),
+        ("timers",),
+        ("timeline", "x"),
+    ]
     commands = [*asking_kafka, *asking_worker]
     answers = await asyncio.gather(*(cli(settings, *command) for command in commands))
     for command, answer in zip(commands, answers, strict=True):
@@ -178,7 +183,9 @@ def test_topics(kafka_settings: Settings) -> None:
 
 async def stored(settings: Settings) -> dict[str, list[Any]]:
     """Every record of the events' topics, as (partition, offset, key, value)."""
-    names = [f"{settings.topic_prefix}agent.{name}" for name in ("customer.message", "data.captured")]
+    names = [
+        f"{settings.topic_prefix}agent.{name}" for name in ("customer.message", "data.captured")
+    ]
     found: dict[str, list[Any]] = {name: [] for name in names}
     consumer = AIOKafkaConsumer(**client_options(settings), auto_offset_reset="earliest")
     await consumer.start()

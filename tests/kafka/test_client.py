@@ -302,8 +302,8 @@ async def test_closing_does_not_wait_for_a_dead_broker(
         await stream.close()
         assert time.monotonic() - began < 7.0
         gc.collect()
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "nothing goes on trying"
         assert "never retrieved" not in caplog.text
-        assert "pending" not in caplog.text
         with pytest.raises(TerminalError, match="closed"):
             await stream.send(message())
     finally:

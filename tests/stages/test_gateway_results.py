@@ -73,7 +73,6 @@ def test_a_call_without_answer_is_repeated_only_where_the_key_protects(
         b'{"id":""}',
         b'{"id":null}',
         b'{"id":true}',
-        b'{"id":0}',
         b'{"id":{"n":1}}',
         b'{"id":1.5}',
         b'{"id":"o1",,,',
@@ -90,7 +89,7 @@ def test_an_order_without_a_usable_id_is_unknown_and_a_message_is_sent(body: byt
     assert outcome(WHATSAPP, Answer(200, "OK", body))[0] == "succeeded"
 
 
-@pytest.mark.parametrize("order_id", ["order-1", 17, "ü"])
+@pytest.mark.parametrize("order_id", ["order-1", 17, 0, "ü"])
 def test_the_outputs_are_the_json_object_of_the_body(order_id: str | int) -> None:
     """Outputs from the JSON body, its other fields too."""
     outputs = {"id": order_id, "more": {"a": [1, None]}}

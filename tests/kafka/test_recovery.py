@@ -1,0 +1,452 @@
+"""Recovery by itself: which rows win, which are kept, and what a rebalance in between does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+import pytest
+from aiokafka.structs import TopicPartition
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents_stream.kafka import recovery as recovery_module
+from agents_stream.kafka.appender import Line
+from agents_stream.kafka.recovery import ChangelogRecovery
+from agents_stream.kafka.store import MemoryStore
+from agents_stream.kafka.topics import SESSIONS_CHANGELOG
+from tests.kafka.fakes import Ended, FakeKafka, Read, World
+
+JOURNAL = "session.journal"
+
+
+def row(offset: int, text: str = "", timestamp: int | None = None) -> bytes:
+    """A record's bytes, as far as recovery looks at them."""
+    at = offset if timestamp is None else timestamp
+    return orjson.dumps({"journal_offset": offset, "journal_timestamp": at, "text": text})
+
+
+class FakeReader:
+    """The consumer that reads the changelog back, a few records at a time."""
+
+    def __init__(self, kafka: FakeKafka) -> None:
+        self.kafka = kafka
+        self.positions: dict[TopicPartition, int] = {}
+
+    async def start(self) -> None:
+        """Nothing to connect."""
+
+    async def stop(self) -> None:
+        """Nothing to disconnect."""
+
+    def assign(self, tps: Iterable[TopicPartition]) -> None:
+        """Read these."""
+        self.positions = dict.fromkeys(tps, 0)
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        """Start there."""
+        self.positions[tp] = offset
+
+    async def beginning_offsets(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """All begin at zero."""
+        return dict.fromkeys(tps, 0)
+
+    async def end_offsets(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """Where they end now."""
+        return {tp: len(self.kafka.log[tuple(tp)]) for tp in tps}
+
+    async def position(self, tp: TopicPartition) -> int:
+        """How far it has been read."""
+        return self.positions[tp]
+
+    async def getmany(self, **_: Any) -> dict[TopicPartition, list[Read]]:
+        """Three records of each partition."""
+        await asyncio.sleep(0)
+        fetched = {}
+        for tp, start in self.positions.items():
+            lines = self.kafka.log[tuple(tp)][start : start + 3]
+            self.positions[tp] += len(lines)
+            fetched[tp] = [
+                Read(tp.topic, tp.partition, start + index, 0, line.key, line.value)
+                for index, line in enumerate(lines)
+            ]
+        return fetched
+
+
+class FakeTable:
+    """The table's partitions, without Faust."""
+
+    def __init__(self) -> None:
+        self.partitions_owned: dict[int, MemoryStore] = {}
+        self.changelog_offsets: dict[int, int] = {}
+        self.opened: list[int] = []
+        self.found: dict[int, int] = {}
+
+    def open(self, partition: int) -> MemoryStore:
+        """Take a store into use; `found` says how far rows on disk are complete."""
+        self.opened.append(partition)
+        store = MemoryStore()
+        if partition in self.found:
+            store.resume_offset = lambda: self.found[partition]  # type: ignore[method-assign]
+        self.partitions_owned[partition] = store
+        return store
+
+    def close_partition(self, partition: int, *, complete: bool) -> None:
+        """Put it away."""
+        assert not complete
+        self.partitions_owned.pop(partition).close(None)
+        self.changelog_offsets.pop(partition, None)
+
+    def row(self, partition: int, key: bytes) -> bytes | None:
+        """A row."""
+        return self.partitions_owned[partition].get(key)
+
+
+@dataclass
+class Recovering:
+    """A recovery under way, and what it did."""
+
+    world: World
+    recovery: ChangelogRecovery
+    table: FakeTable
+    seeks: int = 0
+    resumed: list[frozenset[int]] = field(default_factory=list)
+    rebuilt: list[int] = field(default_factory=list)
+    during_seek: Any = None
+
+    @property
+    def changelog(self) -> str:
+        """The topic."""
+        return SESSIONS_CHANGELOG
+
+    def wrote(self, partition: int, *rows: tuple[bytes, bytes]) -> None:
+        """Let the changelog have records."""
+        for key, value in rows:
+            self.world.kafka.log[self.changelog, partition].append(Line(key, value))
+
+    async def assign(self, generation: int, *partitions: int) -> None:
+        """A generation begins."""
+        assigned = {
+            TopicPartition(topic, number) for topic in self.topics for number in partitions
+        }
+        self.recovery.app.consumer_generation_id = generation
+        await self.recovery.on_rebalance(assigned, set(), set(), generation)
+
+    def revoke(self) -> None:
+        """A rebalance begins."""
+        self.recovery.on_partitions_revoked(set())
+        self.world.engine.membership.forget()
+        self.world.consumer.epoch += 1
+
+    def prove(self) -> None:
+        """A heartbeat is answered."""
+        self.world.engine.membership.proven_at_ms = 1.0
+
+    @property
+    def topics(self) -> tuple[str, str]:
+        """The topics of the app."""
+        return (JOURNAL, self.changelog)
+
+    async def settle(self) -> None:
+        """Let everything happen that can."""
+        for _ in range(200):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def one(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Recovering]:
+    """A recovery that runs, over a fake Kafka."""
+    world = World.made(monkeypatch)
+    recovering = made(world, monkeypatch)
+    await recovering.recovery.start()
+    yield recovering
+    await recovering.recovery.stop()
+
+
+def made(world: World, monkeypatch: pytest.MonkeyPatch) -> Recovering:
+    """Put the parts together."""
+    table = FakeTable()
+    monkeypatch.setattr(recovery_module, "AIOKafkaConsumer", lambda **_: FakeReader(world.kafka))
+    monkeypatch.setattr("agents_stream.kafka.membership._AGAIN_S", 0.001)
+
+    async def nothing(*_: Any) -> None:
+        return None
+
+    async def seek() -> None:
+        one.seeks += 1
+        if one.during_seek is not None:
+            await one.during_seek()
+
+    def resume_flow() -> None:
+        one.resumed.append(frozenset(table.partitions_owned))
+
+    world.consumer.perform_seek = seek  # type: ignore[attr-defined]
+    world.consumer.resume_flow = resume_flow  # type: ignore[attr-defined]
+    world.consumer.assignment = set  # type: ignore[attr-defined]
+    world.consumer.resume_partitions = lambda _: None  # type: ignore[attr-defined]
+    app = SimpleNamespace(
+        engine=world.engine,
+        consumer=world.consumer,
+        consumer_generation_id=None,
+        topics=SimpleNamespace(_topic_name_index={JOURNAL: 0, SESSIONS_CHANGELOG: 0}),
+        on_rebalance_complete=SimpleNamespace(send=nothing),
+        flow_control=SimpleNamespace(resume=lambda: None),
+        _fetcher=SimpleNamespace(maybe_start=nothing),
+        on_rebalance_end=lambda: None,
+    )
+    tables = Tables(table)
+    world.engine.membership._heartbeat = lambda: nothing()  # type: ignore[assignment] # noqa: SLF001
+    one = Recovering(world, ChangelogRecovery(app, tables), table)  # type: ignore[arg-type]
+
+    async def rebuild(partition: int) -> None:
+        one.rebuilt.append(partition)
+
+    world.engine.assign_hooks.append(rebuild)
+    return one
+
+
+class Tables(dict[str, FakeTable]):
+    """The table manager."""
+
+    def __init__(self, table: FakeTable) -> None:
+        super().__init__(sessions=table)
+
+    def on_actives_ready(self) -> None:
+        """Faust's bookkeeping."""
+
+    on_standbys_ready = on_actives_ready
+
+
+async def test_the_highest_record_wins_and_is_written_again_after_a_lower_one(
+    one: Recovering,
+) -> None:
+    """G9: what a paused worker wrote late loses, and compaction cannot make it win."""
+    one.wrote(0, (b"a", row(1)), (b"a", row(5)), (b"a", row(2, "late")), (b"b", row(3)))
+    await one.assign(1, 0)
+    await one.settle()
+    assert one.table.row(0, b"a") == row(5)
+    assert [line.value for line in one.world.kafka.log[one.changelog, 0]][4:] == [row(5)]
+    assert one.world.kafka.log[one.changelog, 0][4].timestamp_ms is not None
+    assert one.resumed == [frozenset({0})]
+    assert one.rebuilt == [0]
+    assert one.recovery.completed.is_set()
+    assert one.recovery.stalled_s() == 0
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([b"a", b"b"]), st.integers(0, 9)), max_size=20),
+)
+def test_any_changelog_recovers_to_the_highest_record_of_each_key(
+    history: list[tuple[bytes, int]],
+) -> None:
+    """G9: and once the winners are written, the last record of a key is the highest."""
+
+    async def recover() -> None:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            recovering = made(World.made(monkeypatch), monkeypatch)
+            recovering.wrote(0, *((key, row(offset)) for key, offset in history))
+            await recovering.assign(1, 0)
+            await recovering.recovery.start()
+            async with asyncio.timeout(10):
+                await recovering.recovery.completed.wait()
+            log = recovering.world.kafka.log[recovering.changelog, 0]
+            for key in {key for key, _ in history}:
+                best = max(offset for other, offset in history if other == key)
+                assert recovering.table.row(0, key) == row(best)
+                assert [line.value for line in log if line.key == key][-1] == row(best)
+            await recovering.recovery.stop()
+
+    asyncio.run(recover())
+
+
+async def test_a_later_time_wins_over_a_higher_offset(one: Recovering) -> None:
+    """DESIGN §3: a journal made anew starts at offset 0 again, later."""
+    one.wrote(0, (b"a", row(900, timestamp=10)), (b"a", row(2, timestamp=20)))
+    await one.assign(1, 0)
+    await one.settle()
+    assert one.table.row(0, b"a") == row(2, timestamp=20)
+
+
+async def test_rows_found_on_disk_are_read_on_from_their_offset(one: Recovering) -> None:
+    """A clean stop's rows save the replay; what was written since is applied on top."""
+    one.wrote(0, (b"old", row(1)), (b"new", row(2)))
+    one.table.found[0] = 1
+    await one.assign(1, 0)
+    await one.settle()
+    assert one.table.row(0, b"old") is None  # it would have been on the disk
+    assert one.table.row(0, b"new") == row(2)
+    assert one.table.changelog_offsets == {0: 2}
+
+
+async def test_rows_ahead_of_the_changelog_end_the_process(
+    one: Recovering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They belong to another cluster; a restart drops them, for their marker is gone."""
+    ended = ends(monkeypatch)
+    one.table.found[0] = 7
+    await one.assign(1, 0)
+    await one.settle()
+    assert "ahead of" in ended[0]
+
+
+async def test_a_partition_owned_in_both_generations_keeps_its_rows(one: Recovering) -> None:
+    """No replay for what nobody else can have written."""
+    one.wrote(0, (b"a", row(1)))
+    await one.assign(4, 0, 1)
+    await one.settle()
+    one.revoke()
+    one.prove()
+    await one.assign(5, 0, 2)
+    await one.settle()
+    assert one.table.opened == [0, 1, 2]
+    assert set(one.table.partitions_owned) == {0, 2}
+    assert one.resumed == [frozenset({0, 1}), frozenset({0, 2})]
+
+
+async def test_after_a_generation_without_this_worker_nothing_is_kept(one: Recovering) -> None:
+    """G9: somebody else may have written in between."""
+    await one.assign(4, 0)
+    await one.settle()
+    one.revoke()
+    one.wrote(0, (b"a", row(1)))
+    one.prove()
+    await one.assign(6, 0)
+    await one.settle()
+    assert one.table.opened == [0, 0]
+    assert one.table.row(0, b"a") == row(1)
+
+
+async def test_a_generation_that_was_skipped_keeps_no_rows_alive(one: Recovering) -> None:
+    """G9: generation 5 was another worker's, 6 came and went in an instant, 7 follows on 6."""
+    await one.assign(4, 0)
+    await one.settle()
+    one.revoke()
+    one.wrote(0, (b"a", row(1)))  # by the owner of generation 5
+    await one.assign(6, 0)
+    one.revoke()
+    one.prove()
+    await one.assign(7, 0)
+    await one.settle()
+    assert one.table.row(0, b"a") == row(1)
+    assert len(one.resumed) == 2
+
+
+async def test_a_rebalance_during_recovery_resumes_nothing(one: Recovering) -> None:
+    """G2: records of a partition whose rows are not back must reach no stage."""
+    one.revoke()
+    await one.assign(4, 0)
+    await one.settle()  # it waits for a heartbeat: the group rebalances again
+    assert one.resumed == []
+    one.revoke()
+    one.prove()  # the next generation's heartbeat, before its assignment is told
+    await one.settle()
+    assert (one.seeks, one.resumed) == (0, [])
+    assert not one.recovery.completed.is_set()
+    await one.assign(5, 0, 1)
+    await one.settle()
+    assert one.resumed == [frozenset({0, 1})]
+
+
+async def test_a_rebalance_during_the_seek_resumes_nothing(one: Recovering) -> None:
+    """The same, one step later."""
+    once = iter([True])
+
+    async def overtaken() -> None:
+        if next(once, False):
+            one.revoke()
+            await one.assign(5, 0, 1)
+
+    one.during_seek = overtaken
+    await one.assign(4, 0)
+    await one.settle()
+    one.prove()
+    await one.settle()
+    assert one.resumed == [frozenset({0, 1})]
+    assert one.seeks == 2
+
+
+async def test_winners_are_not_written_for_partitions_that_have_gone(one: Recovering) -> None:
+    """G9: the next owner may have written higher records; and if it is us, we look again."""
+    one.wrote(0, (b"a", row(5)), (b"a", row(2)))
+    one.revoke()
+    await one.assign(4, 0)
+    await one.settle()  # the rows are read; the winner waits for a proof of membership
+    one.revoke()
+    one.prove()
+    await one.settle()
+    assert len(one.world.kafka.log[one.changelog, 0]) == 2
+    await one.assign(5, 0)
+    await one.settle()
+    assert [line.value for line in one.world.kafka.log[one.changelog, 0]][2:] == [row(5)]
+
+
+async def test_a_revoke_waits_for_the_winners(one: Recovering) -> None:
+    """G9: like a stage's batch, they are in the log before anybody else may own the partition."""
+    one.wrote(0, (b"a", row(5)), (b"a", row(2)))
+    held: list[bool] = []
+    append = one.world.engine.sessions_appender.append
+
+    async def watched(pending: Any) -> Any:
+        held.append(any(stage.lock.locked() for stage in one.world.engine.stages))
+        return await append(pending)
+
+    one.world.engine.sessions_appender.append = watched  # type: ignore[method-assign]
+    await one.assign(1, 0)
+    await one.settle()
+    assert held == [True]
+
+
+async def test_a_rebalance_that_does_not_end_is_noticed(one: Recovering) -> None:
+    """G11: between a revoke and the next assignment the watchdog has something to watch."""
+    await one.assign(1, 0)
+    await one.settle()
+    assert one.recovery.stalled_s() == 0
+    one.revoke()
+    await asyncio.sleep(0.01)
+    assert one.recovery.stalled_s() > 0
+
+
+async def test_a_worker_that_owns_nothing_is_ready(one: Recovering) -> None:
+    """More workers than partitions: the spare one is healthy."""
+    await one.assign(1)
+    await one.settle()
+    assert one.recovery.completed.is_set()
+    assert one.resumed == [frozenset()]
+    assert one.seeks == 0
+
+
+async def test_unlike_partitions_end_the_process(one: Recovering) -> None:
+    """DESIGN §2: without all inputs of a partition there is no merging by time."""
+    assigned = {TopicPartition(JOURNAL, 0), TopicPartition(JOURNAL, 1)}
+    assigned.add(TopicPartition(one.changelog, 0))
+    with pytest.raises(Ended, match="does not own the same partitions"):
+        await one.recovery.on_rebalance(assigned, set(), set(), 1)
+
+
+async def test_an_error_ends_the_process(
+    one: Recovering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G11: Faust logs a warning and never ends; here the worker is restarted."""
+    ended = ends(monkeypatch)
+    one.wrote(0, (b"a", b"no json"), (b"a", b"no json either"))
+    await one.assign(1, 0)
+    await one.settle()
+    assert ended[0].startswith("recovery failed")
+    assert one.resumed == []
+
+
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note why the process would end, and end the task instead."""
+    reasons: list[str] = []
+
+    def fail(reason: str, *_: Any) -> None:
+        reasons.append(reason)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(recovery_module, "fail_stop", fail)
+    return reasons

@@ -1,0 +1,426 @@
+"""The reducer's protocol: changelog, ack, table, actions, ack, done, and a crash in between."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents_stream.core.actions import encode_action
+from agents_stream.core.decider import apply
+from agents_stream.core.journal import (
+    Durations,
+    Entry,
+    EntryKind,
+    Position,
+    Source,
+    decode_entry,
+    encode_entry,
+)
+from agents_stream.core.session import SessionRecord, decode_record, encode_record
+from agents_stream.kafka.consumer import Batch
+from agents_stream.kafka.store import MemoryStore
+from agents_stream.kafka.table import later
+from agents_stream.kafka.topics import ACTIONS, JOURNAL, SESSIONS_CHANGELOG, load_topics
+from agents_stream.stages import sessions as sessions_module
+from agents_stream.stages.sessions import Sessions
+from tests.kafka.fakes import Crash, Ended, FakeStream, Read, World
+
+T0 = 1_700_000_000_000
+PLAN = ("start", "collect", "message", "offer", "send", "deadline", "result", "close", "early")
+
+
+def entry(
+    kind: EntryKind, name: str, session: str, data: dict[str, Any], number: int, at: int
+) -> Entry:
+    """An entry from a source of its own."""
+    source = Source(f"topic-of-{name}", 0, number, at, keyed=True)
+    data = {"sessionId": session, **data}
+    return Entry(kind, name, session, data, source, Durations(2_000, 1_000, 2_000, 100))
+
+
+def next_entry(
+    word: str, session: str, record: SessionRecord | None, number: int, at: int
+) -> Entry | None:
+    """What a word of the plan means for a session in this state."""
+    ids = {"conversationId": "c", "workspaceId": "w"}
+    match word:
+        case "start":
+            data = {**ids, "agentId": "a", "contactId": "x", "mode": "intro"}
+            return entry("event", "agent/session.started", session, data, number, at)
+        case "collect":
+            return entry("event", "agent/collecting_data.started", session, ids, number, at)
+        case "message":
+            data = {"conversationId": "c", "messageId": f"m{number}", "content": "hola"}
+            return entry("event", "agent/customer.message", session, data, number, at)
+        case "offer":
+            data = {**ids, "packOptions": ["1x"]}
+            return entry("event", "agent/promos.offered", session, data, number, at)
+        case "send":
+            data = {**ids, "messageType": "reminder"}
+            return entry("event", "agent/proactive.send", session, data, number, at)
+        case "close":
+            data = {"reason": "completed"}
+            return entry("event", "agent/session.close", session, data, number, at)
+        case "deadline" | "early" if record is not None and record.deadlines:
+            name, deadline = next(iter(record.deadlines.items()))
+            due = deadline.due_at_ms
+            data = {"name": name, "generation": deadline.generation, "dueAt": due}
+            seen = due - 7 if word == "early" else max(at, due)
+            return entry("deadline", "session/deadline", session, data, number, seen)
+        case "result" if record is not None and record.pending:
+            command = next(iter(record.pending.values()))
+            data = {"commandId": command.id, "attempt": 1, "status": "succeeded"}
+            data["outputs"] = {"id": "order-1"}
+            return entry("result", "tool/result", session, data, number, at)
+    return None
+
+
+@dataclass
+class Story:
+    """A journal, and what it must lead to."""
+
+    journal: list[Read] = field(default_factory=list)
+    records: dict[bytes, SessionRecord] = field(default_factory=dict)
+    actions: list[dict[str, Any]] = field(default_factory=list)
+
+
+def told(plan: Sequence[tuple[str, str]]) -> Story:
+    """Make the journal of a plan, applying it as it grows."""
+    story = Story()
+    now = T0
+    for number, (session, word) in enumerate(plan):
+        key = session.encode()
+        now += 10
+        one = next_entry(word, session, story.records.get(key), number, now)
+        if one is None:
+            continue
+        now = max(now, one.source.timestamp + 1)
+        offset = 2 * len(story.journal)  # with gaps, as compaction and markers leave
+        at = Position(JOURNAL, 1, offset, now)
+        story.journal.append(Read(JOURNAL, 1, offset, now, key, encode_entry(one)))
+        decision = apply(story.records.get(key), decode_entry(story.journal[-1].value or b""), at)
+        if decision.record is not None:
+            story.records[key] = decision.record
+        story.actions += [encode_action(action) for action in decision.actions]
+    return story
+
+
+class FakeTable:
+    """The table over the fake changelog."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.store = MemoryStore()
+        self.installed: list[bytes] = []
+        for line in world.kafka.log[SESSIONS_CHANGELOG, 1]:  # as recovery does
+            assert line.key is not None
+            assert line.value is not None
+            if later(line.value, self.store.get(line.key)):
+                self.store.put_many({line.key: line.value})
+
+    def row(self, partition: int, key: bytes) -> bytes | None:
+        """A row."""
+        assert partition == 1
+        return self.store.get(key)
+
+    def install(self, partition: int, rows: dict[bytes, bytes], next_offset: int) -> None:
+        """Rows that the changelog has."""
+        log = self.world.kafka.log[SESSIONS_CHANGELOG, partition]
+        assert next_offset == len(log)
+        acked = {line.value for line in log}
+        assert all(row in acked for row in rows.values()), "installed before the ack"
+        self.world.kafka.steps.append("install")
+        self.store.put_many(rows)
+
+
+class FakeWheel:
+    """What the timers are told."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.followed: list[SessionRecord] = []
+        self.early: list[tuple[int, str, str, int]] = []
+
+    def follow(self, partition: int, record: SessionRecord) -> None:
+        """Note it."""
+        assert partition == 1
+        self.world.kafka.steps.append("follow")
+        self.followed.append(record)
+
+    def again(self, partition: int, session_id: str, name: str, late_by_ms: int) -> None:
+        """Note it."""
+        self.early.append((partition, session_id, name, late_by_ms))
+
+
+@dataclass
+class Running:
+    """One life of the stage."""
+
+    stage: Sessions
+    table: FakeTable
+    wheel: FakeWheel
+
+
+def begun(world: World) -> Running:
+    """A worker starts and has recovered."""
+    table, wheel = FakeTable(world), FakeWheel(world)
+    world.kafka.appends = 0
+    return Running(Sessions(world.engine, None, table, wheel), table, wheel)  # type: ignore[arg-type]
+
+
+def batches_of(journal: Sequence[Read], sizes: Iterator[int]) -> Iterator[Batch]:
+    """Cut a stretch of the journal into fetches."""
+    left = list(journal)
+    while left:
+        size = next(sizes)
+        taken, left = left[:size], left[size:]
+        position = left[0].offset if left else taken[-1].offset + 1
+        yield Batch(JOURNAL, 1, tuple(taken), position, 0)  # type: ignore[arg-type]
+
+
+def substance(record: SessionRecord) -> SessionRecord:
+    """A record without its bookkeeping of what was published."""
+    return replace(decode_record(encode_record(record)), outbox={})
+
+
+plans = st.lists(st.tuples(st.sampled_from(["s1", "s2"]), st.sampled_from(PLAN)), max_size=20)
+crashes = st.lists(st.tuples(st.integers(1, 8), st.booleans(), st.floats(0, 1)), max_size=4)
+
+
+@settings(deadline=None, max_examples=150)
+@given(plans, crashes, st.lists(st.integers(1, 5), min_size=1), st.integers(1, 3))
+async def test_whatever_crashes_every_action_is_published_and_every_record_is_right(
+    plan: list[tuple[str, str]],
+    accidents: list[tuple[int, bool, float]],
+    sizes: list[int],
+    entries_a_pass: int,
+) -> None:
+    """G1, G2, G6: a crash before or after any append, and any offset committed up to what is done.
+
+    What comes out is what an undisturbed worker puts out, with the same ids, no less and no more.
+    """
+    story = told(plan)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sessions_module, "MAX_ENTRIES", entries_a_pass)
+        world = World.made(monkeypatch)
+        committed = 0
+        for crash_at, late, share in [*accidents, (0, False, 1.0)]:
+            running = begun(world)
+            world.kafka.crash_at, world.kafka.crash_late = crash_at, late
+            world.consumer.done_offsets.clear()
+            unread = [record for record in story.journal if record.offset >= committed]
+            cut = batches_of(unread, iter(sizes * (len(unread) + 1)))
+            try:
+                for batch in cut:
+                    await running.stage.work([batch])
+            except Crash:
+                pass
+            done = world.consumer.done_offsets.get((JOURNAL, 1), committed)
+            _nothing_is_done_too_early(world, story, done)
+            committed += int((done - committed) * share)
+        published = [orjson.loads(line.value or b"") for line in world.kafka.lines(ACTIONS)]
+    actions = [line["action"] for line in published]
+    assert {orjson.dumps(action) for action in actions} == {
+        orjson.dumps(action) for action in story.actions
+    }
+    final = {key: decode_record(row) for key, row in running.table.store.items()}
+    assert {key: substance(record) for key, record in final.items()} == {
+        key: substance(record) for key, record in story.records.items()
+    }
+
+
+def _nothing_is_done_too_early(world: World, story: Story, done: int) -> None:
+    """G1: what an offset that may be committed has passed is in the changelog and published."""
+    published = {line.value for line in world.kafka.lines(ACTIONS)}
+    offsets = {orjson.loads(value or b"")["offset"] for value in published}
+    owed = {offset for record in story.records.values() for offset in record.outbox}
+    assert {offset for offset in owed if offset < done} <= offsets
+
+
+async def test_the_steps_come_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DESIGN §3, step 4: changelog, table, wheel, actions, done; each ack awaited."""
+    world = World.made(monkeypatch)
+    running = begun(world)
+    story = told([("s1", "start"), ("s1", "send")])
+    await running.stage.work(list(batches_of(story.journal, iter([9]))))
+    assert world.kafka.steps == [
+        f"append {SESSIONS_CHANGELOG}",
+        "install",
+        "follow",
+        f"append {ACTIONS}",
+        f"done {JOURNAL}",
+    ]
+    assert world.consumer.done_offsets == {(JOURNAL, 1): story.journal[-1].offset + 1}
+
+
+@pytest.mark.parametrize(
+    ("crash_at", "late", "left"),
+    [
+        (1, False, []),
+        (1, True, [SESSIONS_CHANGELOG]),
+        (2, False, [SESSIONS_CHANGELOG]),
+        (2, True, [SESSIONS_CHANGELOG, ACTIONS]),
+    ],
+    ids=["before the changelog", "before its ack", "before the actions", "before their ack"],
+)
+async def test_a_crash_leaves_what_the_table_of_the_module_says(
+    monkeypatch: pytest.MonkeyPatch, crash_at: int, late: bool, left: list[str]
+) -> None:
+    """G1, G6: and the same batch again publishes the same ids, once more or for the first time."""
+    world = World.made(monkeypatch)
+    story = told([("s1", "start"), ("s1", "send"), ("s1", "close")])
+    world.kafka.crash_at, world.kafka.crash_late = crash_at, late
+    running = begun(world)
+    batch = list(batches_of(story.journal, iter([9])))
+    with pytest.raises(Crash):
+        await running.stage.work(batch)
+    assert [topic for topic in (SESSIONS_CHANGELOG, ACTIONS) if world.kafka.lines(topic)] == left
+    assert not world.consumer.done_offsets
+    assert (running.wheel.followed != []) == (crash_at == 2)
+    world.kafka.crash_at = 0
+    again = begun(world)
+    await again.stage.work(batch)
+    ids = [orjson.loads(line.value or b"")["action"] for line in world.kafka.lines(ACTIONS)]
+    times = 2 if ACTIONS in left else 1
+    assert ids == story.actions * times
+    assert len(world.kafka.lines(SESSIONS_CHANGELOG)) == 1
+
+
+async def test_a_later_write_keeps_what_the_crash_left_unpublished(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """DESIGN §3, step 5: the redelivered batch rewrites the record and still owes the actions."""
+    world = World.made(monkeypatch)
+    story = told([("s1", "start"), ("s1", "send"), ("s1", "message"), ("s1", "close")])
+    first, second = story.journal[:2], story.journal[2:]
+    world.kafka.crash_at = 2
+    with pytest.raises(Crash):
+        await begun(world).stage.work(list(batches_of(first, iter([9]))))
+    world.kafka.crash_at = 2  # again after the changelog, before the actions
+    with pytest.raises(Crash):
+        await begun(world).stage.work(list(batches_of(first + second, iter([9]))))
+    world.kafka.crash_at = 0
+    await begun(world).stage.work(list(batches_of(first + second, iter([9]))))
+    published = [orjson.loads(line.value or b"")["action"] for line in world.kafka.lines(ACTIONS)]
+    assert published == story.actions
+
+
+async def test_what_was_acknowledged_leaves_the_outbox_with_the_next_write(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The record does not grow with what it has done."""
+    world = World.made(monkeypatch)
+    running = begun(world)
+    story = told([("s1", "start")] + [("s1", "send"), ("s1", "message")] * 10)
+    for batch in batches_of(story.journal, iter([1] * 30)):
+        await running.stage.work([batch])
+    record = decode_record(running.table.store.get(b"s1") or b"")
+    assert len(record.outbox) <= 1
+
+
+async def test_a_pass_is_bounded_in_bytes_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """G10: what one pass owes for a session must fit the changelog, however bad the input.
+
+    Here a tool says twenty times that an order succeeded, at length, and never which order.
+    """
+    world = World.made(monkeypatch)
+    running = begun(world)
+    story = told([("s1", "start"), ("s1", "offer"), ("s1", "deadline")])
+    [command] = story.records[b"s1"].pending.values()
+    data = {"commandId": command.id, "attempt": 1, "status": "succeeded"}
+    data["outputs"] = {"note": '"' * 400_000}
+    journal = [*story.journal]
+    for number in range(100, 120):
+        one = entry("result", "tool/result", "s1", data, number, T0 + 10_000)
+        offset = journal[-1].offset + 1
+        journal.append(Read(JOURNAL, 1, offset, T0 + 10_000, b"s1", encode_entry(one)))
+    await running.stage.work(list(batches_of(journal, iter([100]))))
+    limit = int(load_topics()[SESSIONS_CHANGELOG].config["max.message.bytes"])
+    sizes = [len(line.value or b"") for line in world.kafka.lines(SESSIONS_CHANGELOG)]
+    assert max(sizes) < limit - 10_000
+    assert str(world.kafka.lines(ACTIONS)).count("outputs.id is required") == 20
+    assert world.consumer.done_offsets == {(JOURNAL, 1): offset + 1}
+
+
+async def test_a_write_without_a_proven_membership_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """G9: there is no stamp to give."""
+    world = World.made(monkeypatch)
+    running = begun(world)
+    world.engine.membership.forget()
+    story = told([("s1", "start")])
+    with pytest.raises(Ended, match="proven membership"):
+        await running.stage.work(list(batches_of(story.journal, iter([1]))))
+    assert not world.kafka.steps
+
+
+async def test_records_carry_the_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """G9: the stamp is the brokers' time of the last good heartbeat, not now."""
+    world = World.made(monkeypatch)
+    running = begun(world)
+    assert world.engine.membership.proven_at_ms is not None
+    world.engine.membership.proven_at_ms -= 1_234
+    story = told([("s1", "start")])
+    await running.stage.work(list(batches_of(story.journal, iter([1]))))
+    [line] = world.kafka.lines(SESSIONS_CHANGELOG)
+    assert line.timestamp_ms is not None
+    assert 998_700 < line.timestamp_ms <= 1_000_000 - 1_234
+
+
+async def test_an_early_deadline_is_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """G3, G4: a wheel whose clock was ahead is told by how much."""
+    world = World.made(monkeypatch)
+    running = begun(world)
+    story = told([("s1", "start"), ("s1", "collect"), ("s1", "early")])
+    await running.stage.work(list(batches_of(story.journal, iter([9]))))
+    assert running.wheel.early == [(1, "s1", "data_collection.reply", 7)]
+    assert "data_collection.reply" in running.wheel.followed[-1].deadlines
+
+
+async def test_a_decision_that_raises_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """G10: the event is in the dead letters, the error in the log, the next event is applied."""
+    world = World.made(monkeypatch)
+    running = begun(world)
+    story = told([("s1", "start"), ("s1", "message"), ("s1", "send")])
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("agents_stream.core.decider.data_collection.on_message", broken)
+    monkeypatch.setattr(
+        "agents_stream.core.decider.RULES",
+        {**sessions_rules(), "agent/customer.message": (broken,)},
+    )
+    await running.stage.work(list(batches_of(story.journal, iter([9]))))
+    published = [orjson.loads(line.value or b"")["action"] for line in world.kafka.lines(ACTIONS)]
+    assert "reducer_error" in str(published[0])
+    assert len(published) == 2
+    assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+def sessions_rules() -> dict[str, Any]:
+    """The rules as they are."""
+    from agents_stream.core.decider import RULES  # noqa: PLC0415 - read before it is replaced
+
+    return dict(RULES)
+
+
+async def test_an_entry_of_a_newer_version_ends_the_process_before_anything_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An old worker in a rolling upgrade must not skip what it does not understand."""
+    world = World.made(monkeypatch)
+    running = begun(world)
+    journal = told([("s1", "start")]).journal
+    newer = orjson.dumps({**orjson.loads(journal[0].value or b""), "v": 99})
+    stream = FakeStream(batches_of([replace(journal[0], value=newer)], iter([1])))  # type: ignore[arg-type]
+    with pytest.raises(Ended, match="upgrade this worker"):
+        await running.stage.run(stream)
+    assert not world.consumer.done_offsets
