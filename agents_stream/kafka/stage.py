@@ -1,8 +1,8 @@
 """What every stage of the worker has in common: batches in, one at a time, or the process ends.
 
 A stage is a Faust agent over a stream of `Batch`es. What has been queued is worked on in one go,
-so that the waits for Kafka are paid once; up to a limit, since a rebalance waits for it. An exception ends the process before anything
-could acknowledge what was not done.
+so that the waits for Kafka are paid once; up to a limit, since a rebalance waits for it. An
+exception ends the process before anything could acknowledge what was not done.
 """
 
 import asyncio

@@ -8,8 +8,9 @@ may be ahead of it.
 
 import shutil
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import orjson
 import structlog
@@ -20,6 +21,7 @@ log = structlog.get_logger()
 _CLEAN: Final = "clean.json"
 _BLOCK_CACHE_BYTES: Final = 8 * 1024 * 1024
 _WRITE_BUFFER_BYTES: Final = 4 * 1024 * 1024
+_KEYS_AT_ONCE: Final = 4_000
 
 
 class PartitionStore(Protocol):
@@ -33,6 +35,9 @@ class PartitionStore(Protocol):
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All rows."""
+
+    def keys(self) -> Iterator[bytes]:
+        """All keys. It may be left standing for a while: it ends where the store is closed."""
 
     def __len__(self) -> int: ...
 
@@ -61,6 +66,10 @@ class MemoryStore:
         """All rows, by key."""
         yield from list(self._rows.items())
 
+    def keys(self) -> Iterator[bytes]:
+        """All keys, as of now."""
+        yield from list(self._rows)
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -85,6 +94,7 @@ class RocksStore:
             shutil.rmtree(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = Rdict(str(path), _options())
+        self._closed = False
         self._count = sum(1 for _ in self._db.keys())  # noqa: SIM118 - Rdict is no dict
 
     def get(self, key: bytes) -> bytes | None:
@@ -104,6 +114,21 @@ class RocksStore:
         """All rows, by key."""
         yield from self._db.items()
 
+    def keys(self) -> Iterator[bytes]:
+        """All keys, by key.
+
+        No iterator of the database lives between two steps: it would keep the lock of a store
+        that is closed meanwhile, and the partition could not be opened again.
+        """
+        start = b""
+        while not self._closed and (keys := self._some_keys(start)):
+            yield from keys
+            start = keys[-1] + b"\x00"
+
+    def _some_keys(self, start: bytes) -> list[bytes]:
+        found: Iterator[Any] = self._db.keys(from_key=start)
+        return list(islice(found, _KEYS_AT_ONCE))
+
     def __len__(self) -> int:
         return self._count
 
@@ -113,6 +138,7 @@ class RocksStore:
 
     def close(self, changelog_offset: int | None) -> None:
         """Close; the marker is written last, and only if the rows are complete."""
+        self._closed = True
         self._db.close()
         if changelog_offset is not None:
             marker = {"incarnation": self._incarnation, "offset": changelog_offset}

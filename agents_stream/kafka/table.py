@@ -72,6 +72,11 @@ class SessionTable(faust.Table[bytes, bytes]):
         """All rows of an owned partition."""
         return self.partitions_owned[partition].items()
 
+    def session_keys(self, partition: int) -> Iterator[bytes]:
+        """The keys of a partition, as long as it is owned; none of one that is not."""
+        store = self.partitions_owned.get(partition)
+        return iter(()) if store is None else store.keys()
+
 
 def later(row: bytes, other: bytes | None) -> bool:
     """Whether a record is further in the journal than another (highest offset wins, DESIGN §3)."""

@@ -8,7 +8,7 @@ running and after any outage, because deadlines are an input like the others.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -36,6 +36,8 @@ from agents_stream.settings import Settings
 from agents_stream.stages.dead_letters import letter_key, letter_of
 
 log = structlog.get_logger()
+
+MAX_LINES: Final = 1_000
 
 
 class Ingress(BatchStage):
@@ -104,7 +106,8 @@ class Ingress(BatchStage):
             taken[number] = merge.take(ends)
             if merge.complete(ends):
                 del self._ends[number]
-        await self._append(taken)
+        if not await self._append(taken):
+            return set()  # nothing of it is acknowledged: the next owner appends it again
         for number in partitions:
             self._acknowledge(number)
         # What is still in hand came after the ends of the round: it has a round of its own.
@@ -123,27 +126,40 @@ class Ingress(BatchStage):
         for number in partitions:
             self._ends[number] = [ends[topic, number] for topic in self.inputs]
 
-    async def _append(self, taken: Mapping[int, Sequence[tuple[int, ConsumerRecord]]]) -> None:
-        pending = Pending()
-        journal, dead = self.engine.topic(JOURNAL), self.engine.topic(DEAD_LETTERS)
-        count = self.engine.settings.partitions
+    async def _append(self, taken: Mapping[int, Sequence[tuple[int, ConsumerRecord]]]) -> bool:
+        """Append what a round took, piece by piece; False where a rebalance cuts it short."""
+        pending, count = Pending(), 0
         for records in taken.values():
             for _, record in records:
-                try:
-                    entry = self._read(record)
-                except InvalidEvent as error:
-                    letter = letter_of(record, error.reason, error.detail)
-                    metrics.DEAD_LETTERS.labels(reason=error.reason).inc()
-                    log.warning("dead letter", reason=error.reason, topic=record.topic)
-                    place = record.partition if not record.key else partition_for(record.key, count)
-                    line = Line(letter_key(record.key), orjson.dumps(letter), _id_header(letter["id"]))
-                    pending.add(dead, place, line)
-                    continue
-                key = entry.session_id.encode()
-                pending.add(journal, partition_for(key, count), Line(key, encode_entry(entry)))
-                metrics.INPUTS.labels(name=entry.name).inc()
+                self._add(pending, record)
+                count += 1
+                if count % MAX_LINES == 0:
+                    await self.appender.append(pending)
+                    pending = Pending()
+                    if not self.consumer.flow_active:
+                        return False
         if pending.lines:
             await self.appender.append(pending)
+        return True
+
+    def _add(self, pending: Pending, record: ConsumerRecord) -> None:
+        """Put what a record becomes behind the rest: a journal entry or a dead letter."""
+        count = self.engine.settings.partitions
+        try:
+            entry = self._read(record)
+        except InvalidEvent as error:
+            letter = letter_of(record, error.reason, error.detail)
+            metrics.DEAD_LETTERS.labels(reason=error.reason).inc()
+            log.warning("dead letter", reason=error.reason, topic=record.topic)
+            place = record.partition if not record.key else partition_for(record.key, count)
+            headers = _id_header(letter["id"])
+            line = Line(letter_key(record.key), orjson.dumps(letter), headers)
+            pending.add(self.engine.topic(DEAD_LETTERS), place, line)
+            return
+        key = entry.session_id.encode()
+        place = partition_for(key, count)
+        pending.add(self.engine.topic(JOURNAL), place, Line(key, encode_entry(entry)))
+        metrics.INPUTS.labels(name=entry.name).inc()
 
     def _acknowledge(self, number: int) -> None:
         """Say how far each source is done: up to the first record that is still in hand."""

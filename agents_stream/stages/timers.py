@@ -92,20 +92,26 @@ class Timers:
         return {partition: len(index.wheel) for partition, index in self._indexes.items()}
 
     def forget(self) -> None:
-        """The partitions are gone."""
+        """The partitions are gone, and those being rebuilt as well."""
         self._indexes.clear()
+        self._revokes += 1
 
     async def rebuild(self, partition: int, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Make a partition's wheel from its rows, and from nothing else."""
-        self._indexes[partition] = _Index()
+        index, revokes = _Index(), self._revokes
         for number, (_, row) in enumerate(rows):
-            self.follow(partition, decode_record(row))
+            self._follow(index, partition, decode_record(row))
             if number % _REBUILD_SLICE == 0:
                 await asyncio.sleep(0)
+        if self._revokes == revokes:
+            self._indexes[partition] = index
+            self._wake.set()
 
     def follow(self, partition: int, record: SessionRecord) -> None:
         """The deadlines of this session are now those of the record; none while it is paused."""
-        index = self._indexes.setdefault(partition, _Index())
+        self._follow(self._indexes.setdefault(partition, _Index()), partition, record)
+
+    def _follow(self, index: _Index, partition: int, record: SessionRecord) -> None:
         known = index.by_session.get(record.session_id, {})
         wanted = {} if record.paused else record.deadlines
         for name in [name for name in known if name not in wanted]:

@@ -66,8 +66,7 @@ class WorkerReads:
     def session_ids(self) -> Iterator[str]:
         """The ids of every session of this worker."""
         for partition in sorted(self._table.partitions_owned):
-            for key, _ in self._table.rows(partition):
-                yield key.decode()
+            yield from (key.decode() for key in self._table.session_keys(partition))
 
     async def journal(self, session_id: str) -> AsyncGenerator[tuple[Entry, Position], None]:
         """The journal entries of one session, from its first to the present end."""
@@ -115,11 +114,21 @@ class WorkerReads:
 async def _cut(
     client: Any, spans: Mapping[tuple[str, int], tuple[int, int]], before: LetterPlace
 ) -> dict[tuple[str, int], tuple[int, int]]:
-    """End each partition just after the letters of the place's millisecond."""
-    times = {TopicPartition(*place): before[0] + 1 for place in spans}
-    later = await client.offsets_for_times(times)
+    """End each partition just before the place `before`.
+
+    All records of a batch have one timestamp, so a millisecond may hold more letters than a page.
+    Letters of the same millisecond are ordered by partition: in lower ones they are still wanted.
+    """
+    timestamp, partition, offset = before
+    times = {
+        TopicPartition(*place): timestamp + 1 if place[1] < partition else timestamp
+        for place in spans
+        if place[1] != partition
+    }
+    later = await client.offsets_for_times(times) if times else {}
     cut = {}
     for place, (start, end) in spans.items():
         found = later.get(TopicPartition(*place))
-        cut[place] = (start, end if found is None else found.offset)
+        ends_at = found.offset if found is not None else end
+        cut[place] = (start, min(end, offset) if place[1] == partition else ends_at)
     return cut

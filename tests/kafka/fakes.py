@@ -136,6 +136,7 @@ class World:
         kafka = FakeKafka()
         for module in _APPENDING:
             monkeypatch.setattr(module, "Appender", kafka.appender)
+        monkeypatch.setattr(ingress, "EndOffsets", lambda _: ends_of({}))
         fake = FakeConsumer(kafka)
         monkeypatch.setattr(stage.BatchStage, "consumer", property(lambda _: fake))
         one = cls(kafka, Engine(Settings(partitions=4, **settings)), fake)

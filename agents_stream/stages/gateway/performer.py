@@ -25,7 +25,6 @@ from agents_stream.stages.gateway.memory_log import wall_ms
 from agents_stream.stages.tools.catalog import Tool
 from agents_stream.stages.tools.http_call import HttpCaller, Limits
 from agents_stream.stages.tools.results import (
-    NOT_CONFIGURED,
     NOT_SENT,
     Result,
     failed,
@@ -134,13 +133,9 @@ class Performer:
         turn: Turn,
     ) -> tuple[bytes, str]:
         """Bring an attempt to its end: never started, or started and then interrupted."""
-        attempt, caller = command.attempt, self._callers.get(tool.name)
-        if known is not None and (caller is None or not tool.idempotent):
+        attempt, caller = command.attempt, self._callers[tool.name]
+        if known is not None and not tool.idempotent:
             result = interrupted(attempt)
-        elif caller is None:
-            setting = f"AGENTS_STREAM_{tool.setting}_URL"
-            message = f"This gateway has no URL for {tool.name}: set {setting}"
-            result = failed(attempt, NOT_CONFIGURED, message, retryable=False)
         else:
             async with self._slots:
                 await turn.claim()

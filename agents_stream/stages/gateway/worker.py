@@ -43,7 +43,7 @@ SILENT_LIMIT_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What this gateway is configured to do."""
+    """What this gateway is configured to do: the tools that have a URL, and the engine."""
 
     tools: tuple[Tool, ...]
     engine: Endpoint | None
@@ -51,7 +51,7 @@ class _Plan:
     @property
     def performs(self) -> bool:
         """Whether it performs commands at all."""
-        return any(tool.endpoint is not None for tool in self.tools)
+        return bool(self.tools)
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -83,7 +83,7 @@ async def run_gateway(settings: Settings, stop: asyncio.Event) -> None:
         async with _members(settings, plan) as members:
             log.info(
                 "gateway_started",
-                tools=[tool.name for tool in plan.tools if tool.endpoint is not None],
+                tools=[tool.name for tool in plan.tools],
                 engine_webhook=plan.engine is not None,
             )
             await _run_all(settings, members, stop)
@@ -97,7 +97,8 @@ def _plan(settings: Settings) -> _Plan:
     if secret is not None and not secret.get_secret_value():
         raise TerminalError("AGENTS_STREAM_ENGINE_WEBHOOK_SECRET is empty")
     engine = endpoint_of("ENGINE_WEBHOOK", settings.engine_webhook_url, None)
-    plan = _Plan(tools_of(settings), engine)
+    # A team may perform a tool itself: commands of a tool that has no URL here are left to it.
+    plan = _Plan(tuple(tool for tool in tools_of(settings) if tool.endpoint), engine)
     if not plan.performs and engine is None:
         raise TerminalError(
             "the gateway has nothing to call: set AGENTS_STREAM_WHATSAPP_URL, AGENTS_STREAM_CRM_URL"

@@ -33,7 +33,6 @@ from agents_stream.stages.tools.http_call import Answer, NoAnswer, NotSent, Repl
 MAX_MESSAGE_CHARS: Final = 300
 MAX_BODY_CHARS_TOLD: Final = 200
 
-NOT_CONFIGURED: Final = "tool_not_configured"
 NOT_SENT: Final = "not_sent"
 NO_ANSWER: Final = "no_answer"
 INTERRUPTED: Final = "interrupted"

@@ -1,0 +1,223 @@
+"""The wheels: an index over the records' deadlines, never their owner (G3, G4)."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents_stream.core.session import Deadline, SessionRecord, encode_record
+from agents_stream.kafka.clock import BrokerClock
+from agents_stream.kafka.topics import DEADLINES
+from agents_stream.stages import timers as timers_module
+from agents_stream.stages.timers import Timers
+from tests.kafka.fakes import Ended, World
+
+NOW = 1_700_000_000_000
+
+
+class Ticking:
+    """Timers on a clock that the test moves."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.ms = 0.0
+        world.engine.clock = BrokerClock(lambda: self.ms)
+        world.engine.clock.observe(NOW)
+        self.timers = Timers(world.engine)
+
+    def at(self, ms: int) -> None:
+        """It is so many milliseconds later than the beginning."""
+        self.ms = float(ms)
+
+    async def tick(self) -> list[tuple[str, str, int]]:
+        """Publish what is due now: (session, name, generation) of what is new on the topic."""
+        before = len(self.world.kafka.lines(DEADLINES))
+        await self.timers._publish_due()  # noqa: SLF001 - a step of its loop
+        lines = [orjson.loads(line.value or b"") for line in self.world.kafka.lines(DEADLINES)]
+        new = lines[before:]
+        return sorted((line["sessionId"], line["name"], line["generation"]) for line in new)
+
+
+@pytest.fixture
+async def one(monkeypatch: pytest.MonkeyPatch) -> Ticking:
+    """Timers without a deadline."""
+    return Ticking(World.made(monkeypatch))
+
+
+def session(name: str, paused: bool = False, **deadlines: tuple[int, int]) -> SessionRecord:
+    """A record with deadlines, each (milliseconds from the beginning, generation)."""
+    armed = {key: Deadline(NOW + due, generation) for key, (due, generation) in deadlines.items()}
+    return replace(SessionRecord(name), paused=paused, deadlines=armed, home=2)
+
+
+async def test_a_deadline_is_published_once_and_never_early(one: Ticking) -> None:
+    """G3, G4: by the brokers' clock, into the partition where the session's events arrive."""
+    one.timers.follow(0, session("s", reply=(100, 7)))
+    one.at(99)
+    assert await one.tick() == []
+    one.at(100)
+    assert await one.tick() == [("s", "reply", 7)]
+    one.timers.follow(0, session("s", reply=(100, 7)))  # the record is written again, unfired
+    one.at(500_000)
+    assert await one.tick() == []
+    [(place, [line])] = one.world.kafka.log.items()
+    assert place == (DEADLINES, 2)
+    assert line.key == b"s"
+    assert orjson.loads(line.value or b"")["dueAt"] == NOW + 100
+
+
+async def test_nothing_is_published_before_the_brokers_time_is_known(one: Ticking) -> None:
+    """G4: a worker's own clock may be years ahead."""
+    one.timers.follow(0, session("s", reply=(100, 7)))
+    one.world.engine.clock = BrokerClock(lambda: 4e12)
+    assert await one.tick() == []
+
+
+async def test_a_record_without_a_home_uses_its_own_partition(one: Ticking) -> None:
+    """A session whose events all came without a key."""
+    one.timers.follow(3, replace(session("s", reply=(1, 7)), home=None))
+    one.at(10)
+    await one.tick()
+    assert set(one.world.kafka.log) == {(DEADLINES, 3)}
+
+
+async def test_cancelled_replaced_and_paused_deadlines_are_followed(one: Ticking) -> None:
+    """The wheel holds what the record holds."""
+    one.timers.follow(0, session("s", reply=(100, 7), promos=(200, 8)))
+    one.timers.follow(0, session("s", promos=(300, 9)))
+    assert one.timers.sizes() == {0: 1}
+    one.at(250)
+    assert await one.tick() == []
+    one.timers.follow(0, session("s", paused=True, promos=(300, 9)))
+    one.at(400)
+    assert await one.tick() == []
+    one.timers.follow(0, session("s", promos=(300, 9)))  # resumed: what is due runs at once
+    assert await one.tick() == [("s", "promos", 9)]
+
+
+async def test_a_deadline_that_was_early_is_published_again(one: Ticking) -> None:
+    """G3, G4: a worker whose clock was ahead by 50 ms waits for those 50 ms."""
+    one.timers.follow(0, session("s", reply=(100, 7)))
+    one.at(100)
+    assert await one.tick() == [("s", "reply", 7)]
+    one.timers.again(0, "s", "reply", 50)
+    one.at(149)
+    assert await one.tick() == []
+    one.at(150)
+    assert await one.tick() == [("s", "reply", 7)]
+
+
+async def test_again_for_what_has_gone_does_nothing(one: Ticking) -> None:
+    """A cancelled deadline, or a partition that has been revoked."""
+    one.timers.follow(0, session("s", reply=(100, 7)))
+    one.timers.follow(0, session("s"))
+    one.timers.again(0, "s", "reply", 5)
+    one.timers.again(1, "s", "reply", 5)
+    one.at(1_000)
+    assert await one.tick() == []
+
+
+async def test_the_wheel_is_rebuilt_from_the_rows_and_from_nothing_else(one: Ticking) -> None:
+    """G3: after a restart a deadline that was published and not fired is published again."""
+    one.timers.follow(0, session("old", reply=(100, 1)))
+    one.at(100)
+    await one.tick()
+    rows = [session("s", reply=(100, 7)), session("p", paused=True, reply=(100, 8))]
+    await one.timers.rebuild(0, [(b"", encode_record(row)) for row in rows])
+    assert await one.tick() == [("s", "reply", 7)]
+
+
+async def test_a_revoked_partition_publishes_nothing(
+    one: Ticking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the revoke came while its wheel was being rebuilt."""
+    monkeypatch.setattr(timers_module, "_REBUILD_SLICE", 1)
+    rows = [(b"", encode_record(session(f"s{number}", reply=(1, 7)))) for number in range(5)]
+    rebuilding = asyncio.create_task(one.timers.rebuild(0, rows))
+    await asyncio.sleep(0)
+    one.world.engine.on_revoked()
+    await rebuilding
+    assert one.timers.sizes() == {}
+    one.at(1_000)
+    assert await one.tick() == []
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["s1", "s2"]),
+            st.dictionaries(st.sampled_from(["a", "b"]), st.integers(0, 300), max_size=2),
+            st.booleans(),
+            st.integers(0, 60),
+        ),
+        max_size=20,
+    )
+)
+async def test_what_is_published_is_what_stands_and_is_due(
+    writes: list[tuple[str, dict[str, int], bool, int]],
+) -> None:
+    """G3, G4: whatever is armed, replaced, paused or cancelled: each generation once, in time."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        one = Ticking(World.made(monkeypatch))
+        standing: dict[tuple[str, str], tuple[int, int]] = {}
+        published: set[tuple[str, str, int]] = set()
+        now = 0
+        for generation, (name, dues, paused, passed) in enumerate(writes):
+            kept = {
+                key: standing[name, key]
+                if standing.get((name, key), (None,))[0] == due
+                else (due, generation)
+                for key, due in dues.items()
+            }
+            standing = {key: value for key, value in standing.items() if key[0] != name}
+            if paused:  # what was published before a pause is published again after it
+                published = {key for key in published if key[0] != name}
+            else:
+                standing |= {(name, key): value for key, value in kept.items()}
+            one.timers.follow(0, session(name, paused, **kept))
+            now += passed
+            one.at(now)
+            expected = {
+                (other, key, born)
+                for (other, key), (due, born) in standing.items()
+                if due <= now and (other, key, born) not in published
+            }
+            assert set(await one.tick()) == expected
+            published |= expected
+
+
+@pytest.fixture
+async def running(one: Ticking) -> AsyncIterator[Ticking]:
+    """Timers whose loop runs, on the real monotonic clock."""
+    one.world.engine.clock = BrokerClock()
+    one.world.engine.clock.observe(NOW)
+    await one.timers.start()
+    yield one
+    await one.timers.stop()
+
+
+async def test_the_loop_sleeps_until_the_next_deadline_and_wakes_for_an_earlier_one(
+    running: Ticking,
+) -> None:
+    """G4: milliseconds late at low load, and no polling in between."""
+    running.timers.follow(0, session("late", reply=(60_000, 1)))
+    await asyncio.sleep(0.02)
+    running.timers.follow(0, session("soon", reply=(100, 2)))
+    await asyncio.sleep(0.05)
+    assert running.world.kafka.appends == 0
+    await asyncio.sleep(0.1)
+    [line] = running.world.kafka.lines(DEADLINES)
+    assert line.key == b"soon"
+
+
+async def test_an_error_while_publishing_ends_the_process(one: Ticking) -> None:
+    """G11: no worker goes on without its timers."""
+    one.world.kafka.error = ConnectionError("refused")
+    one.timers.follow(0, session("s", reply=(0, 7)))
+    with pytest.raises(Ended, match="the timers failed"):
+        await one.timers._publish_for_ever()  # noqa: SLF001 - as its task does
