@@ -92,6 +92,7 @@ class Worker:
 
         """
         settings = self.engine.settings
+        settings.data_dir.mkdir(parents=True, exist_ok=True)  # Faust makes only what is below it
         await require_broker(settings, BROKER_LIMIT_S)
         await refuse_broken_topics(settings)
         self.engine.watchdog.start()

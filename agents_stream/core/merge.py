@@ -27,12 +27,6 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Generic, Protocol, TypeVar
 
-MAX_IN_HAND_RECORDS = 10_000
-"""A topic with so many records in hand is not read further for the time being."""
-
-MAX_IN_HAND_BYTES = 16 * 1024 * 1024
-"""A topic with so many bytes in hand is not read further for the time being."""
-
 MergeKey = tuple[int, int, int]
 """(record timestamp in ms, rank of the topic, offset)."""
 
@@ -50,9 +44,6 @@ class SourceRecord(Protocol):
     @property
     def offset(self) -> int: ...  # noqa: D102 - named by Kafka
 
-    @property
-    def value(self) -> bytes | None: ...  # noqa: D102 - named by Kafka
-
 
 R = TypeVar("R", bound=SourceRecord)
 
@@ -60,12 +51,11 @@ R = TypeVar("R", bound=SourceRecord)
 class _Topic(Generic[R]):
     """One topic's share of the partition: what is in hand, and what it has shown this round."""
 
-    __slots__ = ("position", "records", "shown_ms", "shown_offset", "size_bytes", "taken_ms")
+    __slots__ = ("position", "records", "shown_ms", "shown_offset", "taken_ms")
 
     def __init__(self, position: int) -> None:
         self.position = position
         self.records: deque[R] = deque()
-        self.size_bytes = 0
         self.taken_ms = _BEFORE_ALL_MS
         self.shown_ms = _BEFORE_ALL_MS
         self.shown_offset = -1
@@ -106,16 +96,6 @@ class PartitionMerge(Generic[R]):
         """Whether any record is in hand."""
         return any(topic.records for topic in self._topics)
 
-    def in_hand(self, rank: int) -> tuple[int, int]:
-        """Return how many records of a topic are in hand, and how many bytes their values have."""
-        topic = self._topics[rank]
-        return len(topic.records), topic.size_bytes
-
-    def full(self, rank: int) -> bool:
-        """Say whether a topic should be paused until some of its records are taken."""
-        records, size_bytes = self.in_hand(rank)
-        return records >= MAX_IN_HAND_RECORDS or size_bytes >= MAX_IN_HAND_BYTES
-
     def accept(self, rank: int, records: Sequence[R], position: int) -> None:
         """Take in what was read of a topic.
 
@@ -140,7 +120,6 @@ class PartitionMerge(Generic[R]):
             topic.records.extend(records)
             topic.shown_ms = max(topic.shown_ms, *(record.timestamp for record in records))
             topic.shown_offset = expected - 1
-            topic.size_bytes += sum(len(record.value or b"") for record in records)
 
     def complete(self, ends: Sequence[int]) -> bool:
         """Say whether the round is over: all below the ends has been read and taken."""
@@ -152,7 +131,7 @@ class PartitionMerge(Generic[R]):
     def awaited(self, ends: Sequence[int]) -> int | None:
         """Return the rank of the topic that holds the round back, or None.
 
-        After a `take` it has nothing in hand. It is the one to read; it is never `full`.
+        After a `take` it has nothing in hand, so it may always be read: see the module's text.
         """
         unfinished = [
             rank
@@ -194,6 +173,4 @@ class PartitionMerge(Generic[R]):
             if key > bound:
                 return
             topic.taken_ms = at_ms
-            record = records.popleft()
-            topic.size_bytes -= len(record.value or b"")
-            taken.append((key, record))
+            taken.append((key, records.popleft()))

@@ -70,6 +70,7 @@ class Timers:
         self._indexes: dict[int, _Index] = {}
         self._topic = engine.topic(DEADLINES)
         self._next_id = 0
+        self._revokes = 0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         engine.revoke_hooks.append(self.forget)

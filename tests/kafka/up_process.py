@@ -45,11 +45,14 @@ class Up:
     process: "subprocess.Popen[bytes] | None" = None
 
     @property
+    def place(self) -> Path:
+        """Where it keeps its broker and its lock."""
+        return self.folder / "data"
+
+    @property
     def settings(self) -> Settings:
         """Its settings, for those who talk to its Kafka."""
-        return Settings(
-            bootstrap_servers=f"127.0.0.1:{self.kafka_port}", data_dir=self.folder / "data"
-        )
+        return Settings(bootstrap_servers=f"127.0.0.1:{self.kafka_port}", data_dir=self.place)
 
     @property
     def web(self) -> str:
@@ -150,7 +153,7 @@ class Up:
     def is_over(self) -> bool:
         """Whether no process of it lives: its children inherit its lock."""
         try:
-            with (self.folder / "data" / "up.lock").open() as lock:
+            with (self.place / "up.lock").open() as lock:
                 return _can_lock(lock)
         except FileNotFoundError:
             return True
