@@ -15,11 +15,12 @@ import structlog
 
 from agents_stream.client import AgentsStream
 from agents_stream.core.errors import TerminalError
-from agents_stream.kafka import topic_admin
+from agents_stream.kafka import metrics, topic_admin
 from agents_stream.kafka.appender import Appender, Line, Pending
 from agents_stream.kafka.connection import require_broker
 from agents_stream.kafka.engine import Engine, consumer_of, create_app
 from agents_stream.kafka.fail_stop import fail_stop
+from agents_stream.kafka.stage import exit_code_of
 from agents_stream.kafka.table import TABLE_NAME, SessionTable
 from agents_stream.kafka.topics import ACTIONS, CLOCK, JOURNAL, SESSIONS_CHANGELOG
 from agents_stream.settings import Settings
@@ -54,6 +55,7 @@ class Worker:
         self._prober = Appender(settings, self.engine.clock)
         self._tasks: list[asyncio.Task[None]] = []
         self.engine.assign_hooks.append(self._rebuild_wheel)
+        metrics.SESSIONS.set_function(self.table.row_count)
         self._declare_agents()
 
     def _declare_table(self) -> SessionTable:
@@ -149,7 +151,7 @@ class Worker:
                 try:
                     await self._probe_clock()
                 except Exception as error:  # noqa: BLE001 - any failure to append is the same
-                    fail_stop(f"the clock probe failed: {error}", error)
+                    fail_stop(f"the clock probe failed: {error}", error, exit_code_of(error))
 
 
 async def refuse_broken_topics(settings: Settings) -> None:

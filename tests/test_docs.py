@@ -4,6 +4,7 @@ import ast
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -82,9 +83,9 @@ def test_every_setting_is_described_with_its_default() -> None:
     assert named.keys() == Settings.model_fields.keys()
     defaults = Settings(_env_file=None)
     for field, default in named.items():
-        text = "" if default == "empty" else default.strip("`")
+        given: dict[str, Any] = {field: "" if default == "empty" else default.strip("`")}
         if (wanted := getattr(defaults, field)) is not None:
-            assert getattr(Settings(_env_file=None, **{field: text}), field) == wanted, field
+            assert getattr(Settings(_env_file=None, **given), field) == wanted, field
 
 
 def test_every_metric_is_described() -> None:

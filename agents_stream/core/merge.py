@@ -140,13 +140,17 @@ class PartitionMerge(Generic[R]):
         ]
         return min(unfinished, key=self._last_shown, default=None)
 
-    def take(self, ends: Sequence[int]) -> list[tuple[int, R]]:
+    def take(self, ends: Sequence[int], before_ms: int | None = None) -> list[tuple[int, R]]:
         """Take out all whose place in the round is certain, in order, as (rank, record).
 
-        What is at or beyond the ends stays in hand for the next round.
+        What is at or beyond the ends stays in hand for the next round, and so does what is stamped
+        `before_ms` or later: the ends of two topics are never read at the same instant, and only
+        what is older than the question itself is below all of them.
         """
         awaited = self.awaited(ends)
         bound = _AFTER_ALL if awaited is None else self._last_shown(awaited)
+        if before_ms is not None:
+            bound = min(bound, (before_ms, -1, 0))
         taken: list[tuple[MergeKey, R]] = []
         for rank, end in enumerate(ends):
             self._take_from(rank, end, bound, taken)

@@ -260,13 +260,13 @@ class BatchConsumer(Consumer):
                 start = ends[tp] if self.engine.begins_at_end(tp.topic) else beginnings[tp]
             elif start > ends[tp]:
                 log.warning(
-                    "a topic ends before its committed offset, it is read from its beginning",
+                    "a topic ends before its committed offset: made anew, or its tail was lost",
                     topic=tp.topic,
                     partition=tp.partition,
                     committed=start,
                     end=ends[tp],
                 )
-                start = beginnings[tp]
+                start = self.engine.restart_of(tp.topic, beginnings[tp], ends[tp])
             self.kafka.seek(tp, max(start, beginnings[tp]))
             self._positions[TP(*tp)] = -1
             self._done[TP(*tp)] = start

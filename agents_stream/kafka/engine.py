@@ -82,6 +82,14 @@ class Engine:
         """
         return topic == self.topic(names.ACTIONS) and self.settings.start_from == "latest"
 
+    def restart_of(self, topic: str, beginning: int, end: int) -> int:
+        """Where to read a topic again that ends before what was committed.
+
+        What was applied is known by `seen` and the journal's position, so from the beginning; but
+        actions would all be performed again, and what lies below the end has been published.
+        """
+        return end if topic == self.topic(names.ACTIONS) else beginning
+
     def refuse_forgotten(self, topic: str, *, empty: bool) -> None:
         """End the process where going on from the beginning would do everything again."""
         if empty or topic != self.topic(names.ACTIONS):

@@ -30,6 +30,7 @@ from faust.tables import TableManager
 from mode import Service
 from mode.utils.locks import Event
 
+from agents_stream.kafka import metrics
 from agents_stream.kafka.appender import Appender, Line, Pending
 from agents_stream.kafka.connection import client_options
 from agents_stream.kafka.fail_stop import fail_stop
@@ -65,7 +66,6 @@ class ChangelogRecovery(Service):
         self.completed = Event()
         self.in_recovery = False
         self.progress_at = time.monotonic()
-        self.last_seconds = 0.0
         self.lock = asyncio.Lock()
         self.engine.stages.append(self)
         self._turn = 0
@@ -112,9 +112,8 @@ class ChangelogRecovery(Service):
 
     def _owned_alike(self, assigned: Iterable[Any]) -> frozenset[int]:
         """The partition numbers owned; they must be the same for every topic of ours."""
-        by_topic: dict[str, set[int]] = {
-            topic: set() for topic in self.app.topics._topic_name_index
-        }  # noqa: SLF001
+        topics = self.app.topics._topic_name_index  # noqa: SLF001 - Faust has no public way
+        by_topic: dict[str, set[int]] = {topic: set() for topic in topics}
         for topic, partition in assigned:
             by_topic.setdefault(topic, set()).add(partition)
         sets = {frozenset(partitions) for partitions in by_topic.values()}
@@ -142,13 +141,14 @@ class ChangelogRecovery(Service):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, a restart is the cure
                 fail_stop(f"recovery failed: {type(error).__name__}: {error}", error)
-            self.last_seconds = time.monotonic() - started
+            seconds = time.monotonic() - started
+            metrics.RECOVERY_SECONDS.set(seconds)
             log.info(
                 "recovered",
                 partitions=len(wanted.partitions),
                 kept=len(wanted.kept),
                 rows=sum(len(store) for store in self.table.partitions_owned.values()),
-                seconds=round(self.last_seconds, 3),
+                seconds=round(seconds, 3),
             )
 
     async def _recover(self, wanted: _Wanted) -> bool:

@@ -10,14 +10,30 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final
 
-from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaTimeoutError,
+    NodeNotReadyError,
+    UnknownTopicOrPartitionError,
+)
 
 from agents_stream.kafka.consumer import Batch, BatchConsumer
 from agents_stream.kafka.engine import Engine, consumer_of
 from agents_stream.kafka.fail_stop import EXIT_REFUSED, EXIT_UNREACHABLE, fail_stop
 
 MAX_TAKEN_RECORDS: Final = 2_000
-_UNREACHABLE = (KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError)
+# aiokafka calls a topic unknown when no broker answered its question about it.
+_UNREACHABLE = (
+    KafkaConnectionError,
+    KafkaTimeoutError,
+    NodeNotReadyError,
+    UnknownTopicOrPartitionError,
+)
+
+
+def exit_code_of(error: Exception) -> int:
+    """The exit code of a process that ends because of `error` (SPEC §7)."""
+    return EXIT_UNREACHABLE if isinstance(error, _UNREACHABLE) else EXIT_REFUSED
 
 
 class BatchStage(ABC):
@@ -61,5 +77,5 @@ class BatchStage(ABC):
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, a restart is the cure
-            code = EXIT_UNREACHABLE if isinstance(error, _UNREACHABLE) else EXIT_REFUSED
-            fail_stop(f"the stage {self.name} failed: {type(error).__name__}: {error}", error, code)
+            words = f"the stage {self.name} failed: {type(error).__name__}: {error}"
+            fail_stop(words, error, exit_code_of(error))

@@ -68,6 +68,10 @@ class SessionTable(faust.Table[bytes, bytes]):
         if next_offset >= 0:
             self.changelog_offsets[partition] = next_offset
 
+    def row_count(self) -> int:
+        """How many rows this worker owns."""
+        return sum(len(store) for store in self.partitions_owned.values())
+
     def rows(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
         """All rows of an owned partition."""
         return self.partitions_owned[partition].items()

@@ -8,6 +8,7 @@ running and after any outage, because deadlines are an input like the others.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -40,6 +41,14 @@ log = structlog.get_logger()
 MAX_LINES: Final = 1_000
 
 
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """A question and its answer: where each topic ended, and the time when it was asked."""
+
+    ends: tuple[int, ...]
+    before_ms: int | None
+
+
 class Ingress(BatchStage):
     """The one stream over all inputs."""
 
@@ -54,7 +63,7 @@ class Ingress(BatchStage):
         self._ranks = {topic: rank for rank, topic in enumerate(self.inputs)}
         self._read = Reader(settings)
         self._merges: dict[int, PartitionMerge[ConsumerRecord]] = {}
-        self._ends: dict[int, list[int]] = {}
+        self._ends: dict[int, _Round] = {}
         engine.revoke_hooks.append(self.forget)
 
     async def start(self) -> None:
@@ -102,9 +111,9 @@ class Ingress(BatchStage):
         await self._ask_ends({number for number in waiting if number not in self._ends})
         taken: dict[int, list[tuple[int, ConsumerRecord]]] = {}
         for number in waiting:
-            merge, ends = self._merges[number], self._ends[number]
-            taken[number] = merge.take(ends)
-            if merge.complete(ends):
+            merge, asked = self._merges[number], self._ends[number]
+            taken[number] = merge.take(asked.ends, asked.before_ms)
+            if merge.awaited(asked.ends) is None:
                 del self._ends[number]
         if not await self._append(taken):
             return set()  # nothing of it is acknowledged: the next owner appends it again
@@ -121,10 +130,15 @@ class Ingress(BatchStage):
         """Everything that the brokers have acknowledged by now belongs to the round."""
         if not partitions:
             return
+        # A lower bound of the brokers' time now: what is stamped earlier was there when the first
+        # end was read, in every topic. What is not waits a millisecond for the next round.
+        clock = self.engine.clock
+        before_ms = clock.now_ms() if clock.known else None
         wanted = [(topic, number) for number in partitions for topic in self.inputs]
         ends = await self.end_offsets.ask(wanted)
         for number in partitions:
-            self._ends[number] = [ends[topic, number] for topic in self.inputs]
+            mine = tuple(ends[topic, number] for topic in self.inputs)
+            self._ends[number] = _Round(mine, before_ms)
 
     async def _append(self, taken: Mapping[int, Sequence[tuple[int, ConsumerRecord]]]) -> bool:
         """Append what a round took, piece by piece; False where a rebalance cuts it short."""

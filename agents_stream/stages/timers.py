@@ -21,6 +21,7 @@ from agents_stream.kafka import metrics
 from agents_stream.kafka.appender import Appender, Line, Pending
 from agents_stream.kafka.engine import Engine
 from agents_stream.kafka.fail_stop import fail_stop
+from agents_stream.kafka.stage import exit_code_of
 from agents_stream.kafka.topics import DEADLINES
 
 log = structlog.get_logger()
@@ -162,7 +163,8 @@ class Timers:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, a restart is the cure
-            fail_stop(f"the timers failed: {type(error).__name__}: {error}", error)
+            words = f"the timers failed: {type(error).__name__}: {error}"
+            fail_stop(words, error, exit_code_of(error))
 
     async def _publish_due(self) -> None:
         if not self.engine.clock.known:

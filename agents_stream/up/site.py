@@ -27,7 +27,7 @@ from agents_stream.up.narration import Narrator
 from agents_stream.up.screen import Screen
 from agents_stream.up.tail import Seen, follow, wake_coordinator
 
-READY_LIMIT_S: Final = 90.0
+READY_LIMIT_S: Final = 120.0
 GATEWAY_LIMIT_S: Final = 15.0
 PROBE_S: Final = 0.15
 PROBE_LIMIT_S: Final = 2.0

@@ -22,8 +22,8 @@ from agents_stream.settings import Settings
 
 log = structlog.get_logger()
 
-POLL_MS: Final = 100
-FETCH_WAIT_MS: Final = 250
+POLL_MS: Final = 200
+FETCH_WAIT_MS: Final = 500
 RETRY_S: Final = 1.0
 COORDINATOR_LIMIT_S: Final = 10.0
 COORDINATOR_PAUSE_S: Final = 0.1

@@ -1,7 +1,7 @@
 """What the views see of a worker: its rows, its wheel's sizes, the journal, who owns what."""
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from aiokafka.structs import TopicPartition
 
@@ -12,6 +12,9 @@ from agents_stream.kafka.engine import Engine
 from agents_stream.kafka.table import SessionTable
 from agents_stream.kafka.topics import DEAD_LETTERS, JOURNAL, SESSIONS_CHANGELOG, partition_for
 from agents_stream.views.reads import Letter, LetterPlace, Member
+
+MAX_SILENCE_MS: Final = 60_000
+"""The clock is probed every 20 s where nothing else is appended: longer means no Kafka."""
 
 
 class WorkerReads:
@@ -33,6 +36,8 @@ class WorkerReads:
         """Ready once the partitions are owned and the rows are back."""
         if (stalled := self._engine.watchdog.stalled()) is not None:
             return False, stalled
+        if (silent_ms := self._engine.clock.age_ms()) > MAX_SILENCE_MS:
+            return False, f"no word from Kafka for {silent_ms / 1_000:.0f} s"
         if not self._app.tables.recovery.completed.is_set():
             return False, "recovering: the rows are read back from the changelog"
         return True, "ready"

@@ -330,7 +330,7 @@ names = st.sampled_from([*EVENTS, "agent/nonsense", "tool/result", "session/dead
 kinds: st.SearchStrategy[EntryKind] = st.sampled_from(["event", "result", "deadline"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(kinds, names, st.dictionaries(fields, json_values)), max_size=6))
 def test_whatever_an_entry_holds_is_decided(
     entries: list[tuple[EntryKind, str, dict[str, object]]],

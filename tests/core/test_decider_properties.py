@@ -83,7 +83,7 @@ class Step(NamedTuple):
     after: SessionRecord | None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(stories, st.booleans(), st.integers(0, 50))
 def test_every_guarantee_holds_in_every_story(story: Story, starts: object, count: int) -> None:
     """G2, G3, G4, G6, G7, G8, G10 and SPEC §§3-4, each with its checker below."""

@@ -141,7 +141,7 @@ class World:
         monkeypatch.setattr(stage.BatchStage, "consumer", property(lambda _: fake))
         one = cls(kafka, Engine(Settings(partitions=4, **settings)), fake)
         one.engine.clock.observe(1_000_000)
-        one.engine.membership.proven_at_ms = one.engine.clock._local_ms()  # noqa: SLF001
+        one.engine.membership.proven_at_ms = one.engine.clock._local_ms()
         return one
 
 

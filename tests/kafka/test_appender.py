@@ -109,9 +109,9 @@ async def test_the_acks_of_the_brokers_own_time_move_the_clock(kafka_settings: S
 async def test_the_next_batch_waits_for_the_ack_of_the_last() -> None:
     """DESIGN §2: one unacknowledged batch a partition; a broker may accept a gap otherwise."""
     appender = Appender.__new__(Appender)
-    appender._clock = BrokerClock()  # noqa: SLF001 - no broker is needed here
+    appender._clock = BrokerClock()
     producer = SlowProducer()
-    appender._producer = producer  # noqa: SLF001
+    appender._producer = producer
     pending = Pending()
     for number in range(5):
         pending.add("t", 0, Line(b"k", b"%d" % number))

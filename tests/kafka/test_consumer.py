@@ -105,12 +105,12 @@ class Consuming:
         self.app = create_app(world.engine)
         self.consumer: BatchConsumer = consumer_of(self.app)
         self.client = FakeClient(tps)
-        self.consumer._thread._consumer = self.client  # type: ignore[assignment] # noqa: SLF001
+        self.consumer._thread._consumer = self.client
         self.queue = self.app.FlowControlQueue(maxsize=4)
         channel = SimpleNamespace(queue=self.queue)
         for tp in tps:
-            self.app.topics._tp_index[tp] = (channel,)  # type: ignore[attr-defined] # noqa: SLF001
-        self.consumer.assignment = lambda: set(tps)  # type: ignore[method-assign, assignment]
+            self.app.topics._tp_index[tp] = (channel,)  # type: ignore[attr-defined]
+        self.consumer.assignment = lambda: set(tps)  # type: ignore[method-assign]
 
     def batches(self) -> list[Batch]:
         """What has been delivered since the last time."""
@@ -122,7 +122,7 @@ class Consuming:
     async def drain(self, seconds: float = 0.05) -> None:
         """Let it consume for a while."""
         fetcher = SimpleNamespace(should_stop=False)
-        draining = asyncio.create_task(self.consumer._drain_messages(fetcher))  # noqa: SLF001
+        draining = asyncio.create_task(self.consumer._drain_messages(fetcher))
         await asyncio.sleep(seconds)
         fetcher.should_stop = True
         await draining
@@ -151,11 +151,11 @@ def test_the_options_of_the_client_are_those_that_faust_md_asks_for(
 ) -> None:
     """Aborted records are never seen, nothing commits by itself, a death is noticed in 6 s."""
     given: dict[str, Any] = {}
-    monkeypatch.setattr(consumer_module.aiokafka, "AIOKafkaConsumer", lambda **kw: given.update(kw))
+    monkeypatch.setattr("aiokafka.AIOKafkaConsumer", lambda **kw: given.update(kw))
 
     async def create() -> None:
         consumer = Consuming(World.made(monkeypatch)).consumer
-        consumer._thread._create_worker_consumer(None)  # type: ignore[arg-type] # noqa: SLF001
+        consumer._thread._create_worker_consumer(None)  # type: ignore[arg-type]
 
     asyncio.run(create())
     assert given["isolation_level"] == "read_committed"
@@ -169,7 +169,10 @@ def test_the_options_of_the_client_are_those_that_faust_md_asks_for(
 async def test_a_fetch_is_handed_on_by_partition_with_its_position(one: Consuming) -> None:
     """The first poll tells every position; afterwards only what brought records or moved."""
     await one.drain()
-    assert {(batch.topic, batch.position) for batch in one.batches()} == {(JOURNAL, 0), (ACTIONS, 0)}
+    assert {(batch.topic, batch.position) for batch in one.batches()} == {
+        (JOURNAL, 0),
+        (ACTIONS, 0),
+    }
     one.client.fetches = [{A: records(A, 0, 1)}]
     await one.drain()
     [batch] = one.batches()
@@ -206,7 +209,7 @@ async def test_what_comes_while_the_flow_is_stopped_is_read_again(one: Consuming
     fetched = {A: records(A, 5, 6)}
     one.client.states[A].position = 7
     one.consumer.stop_flow()
-    one.consumer._take(fetched)  # type: ignore[arg-type] # noqa: SLF001
+    one.consumer._take(fetched)
     assert (one.client.states[A].position, one.batches()) == (5, [])
 
 

@@ -40,9 +40,10 @@ def reminded(**expect: Any) -> str:
 class Demo(Up):
     """A demo with a data directory and ports of its own."""
 
-    def __post_init__(self) -> None:
-        """Say that it is a demo; its data is in a folder of its own."""
-        self.arguments = ("--demo", *self.arguments)
+    @property
+    def command(self) -> list[str]:
+        """The command line."""
+        return [*super().command, "--demo"]
 
     @property
     def place(self) -> Path:

@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-from agents_stream.kafka import fail_stop as fail_stop_module
 from agents_stream.kafka.fail_stop import Watchdog
 from tests.kafka.fakes import Ended, end_by_raising
 
@@ -79,7 +78,7 @@ def test_spans_and_gauges_are_told_by_name() -> None:
 def test_a_pause_of_the_whole_process_is_not_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """After SIGSTOP and SIGCONT a batch has its whole time again."""
     now: float = 0.0
-    monkeypatch.setattr(fail_stop_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
     end_by_raising(monkeypatch)
     dog = Watchdog(limit_s=60.0, period_s=2.0)
     checks = iter([2.0, 500.0, *range(502, 600, 8)])
@@ -91,7 +90,7 @@ def test_a_pause_of_the_whole_process_is_not_blamed(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(dog, "_stopped", type("Stop", (), {"wait": staticmethod(tick)}))
     with dog.span("sessions"), pytest.raises(Ended, match="sessions"):
-        dog._watch()  # noqa: SLF001 - as its thread does
+        dog._watch()
     assert 560 < now <= 568
 
 
@@ -116,6 +115,6 @@ def test_spans_come_and_go_while_the_process_wakes_up(monkeypatch: pytest.Monkey
         worker.start()
     for worker in workers:
         worker.join()
-    assert dog._thread.is_alive()  # noqa: SLF001
+    assert dog._thread.is_alive()
     dog.stop()
     assert not errors

@@ -62,7 +62,7 @@ async def test_a_good_heartbeat_proves_the_moment_at_which_it_was_sent(
         local.ms += 700
 
     coordinator.during = travel
-    assert await coordinator._do_heartbeat()  # noqa: SLF001
+    assert await coordinator._do_heartbeat()
     assert one.proven_at_ms == 1_000
 
 
@@ -71,14 +71,14 @@ async def test_what_is_no_proof(local: SimpleNamespace) -> None:
     del local
     one, coordinator = watched()
     coordinator.good = False
-    await coordinator._do_heartbeat()  # noqa: SLF001
+    await coordinator._do_heartbeat()
     assert one.proven_at_ms is None
     coordinator.good = True
     coordinator.during = coordinator.rejoin  # aiokafka says True for "rebalance in progress"
-    await coordinator._do_heartbeat()  # noqa: SLF001
+    await coordinator._do_heartbeat()
     assert one.proven_at_ms is None
     coordinator.during = coordinator.joined
-    await coordinator._do_heartbeat()  # noqa: SLF001
+    await coordinator._do_heartbeat()
     assert one.proven_at_ms is None
 
 

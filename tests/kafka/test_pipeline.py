@@ -16,20 +16,22 @@ def picky(command: dict[str, Any]) -> dict[str, Any] | None:
     """Tools that do with each session what its name says."""
     session = command["sessionId"]
     order = command["tool"] == "crm.order.create"
-    error = {"code": "http_500", "message": "no"}
-    if order and "order-fails" in session:
-        return {"status": "failed", "retryable": False, "error": error}
-    if order and "outage" in session and command["attempt"] < 3:
-        return {"status": "failed", "retryable": True, "error": error}
-    if order and "exhausted" in session:
-        return {"status": "failed", "retryable": True, "error": error}
-    if not order and "message-fails" in session:
-        return {"status": "failed", "retryable": False, "error": error}
-    if not order and "message-unknown" in session:
-        return {"status": "unknown", "error": error}
-    if order and "late-order" in session:
-        return None
-    return succeed(command)
+    failed = {"status": "failed", "error": {"code": "http_500", "message": "no"}}
+    match session:
+        case "order-fails" if order:
+            return {**failed, "retryable": False}
+        case "outage" if order and command["attempt"] < 3:
+            return {**failed, "retryable": True}
+        case "exhausted" if order:
+            return {**failed, "retryable": True}
+        case "message-fails" if not order:
+            return {**failed, "retryable": False}
+        case "message-unknown" if not order:
+            return {**failed, "status": "unknown"}
+        case "late-order" if order:
+            return None
+        case _:
+            return succeed(command)
 
 
 @pytest.mark.parametrize("store", ["memory", "rocksdb"])

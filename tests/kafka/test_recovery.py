@@ -1,161 +1,16 @@
 """Recovery by itself: which rows win, which are kept, and what a rebalance in between does."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from collections.abc import AsyncIterator
 from typing import Any
 
-import orjson
 import pytest
 from aiokafka.structs import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents_stream.kafka import recovery as recovery_module
-from agents_stream.kafka.appender import Line
-from agents_stream.kafka.recovery import ChangelogRecovery
-from agents_stream.kafka.store import MemoryStore
-from agents_stream.kafka.topics import SESSIONS_CHANGELOG
-from tests.kafka.fakes import Ended, FakeKafka, Read, World
-
-JOURNAL = "session.journal"
-
-
-def row(offset: int, text: str = "", timestamp: int | None = None) -> bytes:
-    """A record's bytes, as far as recovery looks at them."""
-    at = offset if timestamp is None else timestamp
-    return orjson.dumps({"journal_offset": offset, "journal_timestamp": at, "text": text})
-
-
-class FakeReader:
-    """The consumer that reads the changelog back, a few records at a time."""
-
-    def __init__(self, kafka: FakeKafka) -> None:
-        self.kafka = kafka
-        self.positions: dict[TopicPartition, int] = {}
-
-    async def start(self) -> None:
-        """Nothing to connect."""
-
-    async def stop(self) -> None:
-        """Nothing to disconnect."""
-
-    def assign(self, tps: Iterable[TopicPartition]) -> None:
-        """Read these."""
-        self.positions = dict.fromkeys(tps, 0)
-
-    def seek(self, tp: TopicPartition, offset: int) -> None:
-        """Start there."""
-        self.positions[tp] = offset
-
-    async def beginning_offsets(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        """All begin at zero."""
-        return dict.fromkeys(tps, 0)
-
-    async def end_offsets(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        """Where they end now."""
-        return {tp: len(self.kafka.log[tuple(tp)]) for tp in tps}
-
-    async def position(self, tp: TopicPartition) -> int:
-        """How far it has been read."""
-        return self.positions[tp]
-
-    async def getmany(self, **_: Any) -> dict[TopicPartition, list[Read]]:
-        """Three records of each partition."""
-        await asyncio.sleep(0)
-        fetched = {}
-        for tp, start in self.positions.items():
-            lines = self.kafka.log[tuple(tp)][start : start + 3]
-            self.positions[tp] += len(lines)
-            fetched[tp] = [
-                Read(tp.topic, tp.partition, start + index, 0, line.key, line.value)
-                for index, line in enumerate(lines)
-            ]
-        return fetched
-
-
-class FakeTable:
-    """The table's partitions, without Faust."""
-
-    def __init__(self) -> None:
-        self.partitions_owned: dict[int, MemoryStore] = {}
-        self.changelog_offsets: dict[int, int] = {}
-        self.opened: list[int] = []
-        self.found: dict[int, int] = {}
-
-    def open(self, partition: int) -> MemoryStore:
-        """Take a store into use; `found` says how far rows on disk are complete."""
-        self.opened.append(partition)
-        store = MemoryStore()
-        if partition in self.found:
-            store.resume_offset = lambda: self.found[partition]  # type: ignore[method-assign]
-        self.partitions_owned[partition] = store
-        return store
-
-    def close_partition(self, partition: int, *, complete: bool) -> None:
-        """Put it away."""
-        assert not complete
-        self.partitions_owned.pop(partition).close(None)
-        self.changelog_offsets.pop(partition, None)
-
-    def row(self, partition: int, key: bytes) -> bytes | None:
-        """A row."""
-        return self.partitions_owned[partition].get(key)
-
-
-@dataclass
-class Recovering:
-    """A recovery under way, and what it did."""
-
-    world: World
-    recovery: ChangelogRecovery
-    table: FakeTable
-    seeks: int = 0
-    resumed: list[frozenset[int]] = field(default_factory=list)
-    rebuilt: list[int] = field(default_factory=list)
-    during_seek: Any = None
-
-    @property
-    def changelog(self) -> str:
-        """The topic."""
-        return SESSIONS_CHANGELOG
-
-    def wrote(self, partition: int, *rows: tuple[bytes, bytes]) -> None:
-        """Let the changelog have records."""
-        for key, value in rows:
-            self.world.kafka.log[self.changelog, partition].append(Line(key, value))
-
-    async def assign(self, generation: int, *partitions: int) -> None:
-        """A generation begins."""
-        assigned = {
-            TopicPartition(topic, number) for topic in self.topics for number in partitions
-        }
-        self.recovery.app.consumer_generation_id = generation
-        await self.recovery.on_rebalance(assigned, set(), set(), generation)
-
-    def revoke(self) -> None:
-        """A rebalance begins."""
-        self.recovery.on_partitions_revoked(set())
-        self.world.engine.membership.forget()
-        self.world.consumer.epoch += 1
-
-    def prove(self) -> None:
-        """A heartbeat is answered."""
-        self.world.engine.membership.proven_at_ms = 1.0
-
-    @property
-    def topics(self) -> tuple[str, str]:
-        """The topics of the app."""
-        return (JOURNAL, self.changelog)
-
-    async def settle(self) -> None:
-        """Let everything happen that can."""
-        for _ in range(200):
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.02)
-        for _ in range(50):
-            await asyncio.sleep(0)
+from tests.kafka.fakes import Ended, World
+from tests.kafka.recovery_world import JOURNAL, Recovering, ends, made, row
 
 
 @pytest.fixture
@@ -166,60 +21,6 @@ async def one(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Recovering]:
     await recovering.recovery.start()
     yield recovering
     await recovering.recovery.stop()
-
-
-def made(world: World, monkeypatch: pytest.MonkeyPatch) -> Recovering:
-    """Put the parts together."""
-    table = FakeTable()
-    monkeypatch.setattr(recovery_module, "AIOKafkaConsumer", lambda **_: FakeReader(world.kafka))
-    monkeypatch.setattr("agents_stream.kafka.membership._AGAIN_S", 0.001)
-
-    async def nothing(*_: Any) -> None:
-        return None
-
-    async def seek() -> None:
-        one.seeks += 1
-        if one.during_seek is not None:
-            await one.during_seek()
-
-    def resume_flow() -> None:
-        one.resumed.append(frozenset(table.partitions_owned))
-
-    world.consumer.perform_seek = seek  # type: ignore[attr-defined]
-    world.consumer.resume_flow = resume_flow  # type: ignore[attr-defined]
-    world.consumer.assignment = set  # type: ignore[attr-defined]
-    world.consumer.resume_partitions = lambda _: None  # type: ignore[attr-defined]
-    app = SimpleNamespace(
-        engine=world.engine,
-        consumer=world.consumer,
-        consumer_generation_id=None,
-        topics=SimpleNamespace(_topic_name_index={JOURNAL: 0, SESSIONS_CHANGELOG: 0}),
-        on_rebalance_complete=SimpleNamespace(send=nothing),
-        flow_control=SimpleNamespace(resume=lambda: None),
-        _fetcher=SimpleNamespace(maybe_start=nothing),
-        on_rebalance_end=lambda: None,
-    )
-    tables = Tables(table)
-    world.engine.membership._heartbeat = lambda: nothing()  # type: ignore[assignment] # noqa: SLF001
-    one = Recovering(world, ChangelogRecovery(app, tables), table)  # type: ignore[arg-type]
-
-    async def rebuild(partition: int) -> None:
-        one.rebuilt.append(partition)
-
-    world.engine.assign_hooks.append(rebuild)
-    return one
-
-
-class Tables(dict[str, FakeTable]):
-    """The table manager."""
-
-    def __init__(self, table: FakeTable) -> None:
-        super().__init__(sessions=table)
-
-    def on_actives_ready(self) -> None:
-        """Faust's bookkeeping."""
-
-    on_standbys_ready = on_actives_ready
 
 
 async def test_the_highest_record_wins_and_is_written_again_after_a_lower_one(
@@ -428,9 +229,7 @@ async def test_unlike_partitions_end_the_process(one: Recovering) -> None:
         await one.recovery.on_rebalance(assigned, set(), set(), 1)
 
 
-async def test_an_error_ends_the_process(
-    one: Recovering, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_error_ends_the_process(one: Recovering, monkeypatch: pytest.MonkeyPatch) -> None:
     """G11: Faust logs a warning and never ends; here the worker is restarted."""
     ended = ends(monkeypatch)
     one.wrote(0, (b"a", b"no json"), (b"a", b"no json either"))
@@ -438,15 +237,3 @@ async def test_an_error_ends_the_process(
     await one.settle()
     assert ended[0].startswith("recovery failed")
     assert one.resumed == []
-
-
-def ends(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note why the process would end, and end the task instead."""
-    reasons: list[str] = []
-
-    def fail(reason: str, *_: Any) -> None:
-        reasons.append(reason)
-        raise asyncio.CancelledError
-
-    monkeypatch.setattr(recovery_module, "fail_stop", fail)
-    return reasons

@@ -27,7 +27,7 @@ class Noting(BatchStage):
     async def work(self, batches: Sequence[Batch]) -> None:
         """Note it."""
         assert self.lock.locked()
-        assert "noting" in str(self.engine.watchdog._spans)  # noqa: SLF001
+        assert "noting" in str(self.engine.watchdog._spans)
         if self.error is not None:
             raise self.error
         self.worked.append([batch.position for batch in batches])
@@ -37,7 +37,7 @@ class Noting(BatchStage):
 def batch(position: int, epoch: int = 0, count: int = 1) -> Batch:
     """A fetch."""
     records = tuple(Read("t", 0, position - 1, 0, b"k", b"v") for _ in range(count))
-    return Batch("t", 0, records, position, epoch)  # type: ignore[arg-type]
+    return Batch("t", 0, records, position, epoch)
 
 
 async def test_what_waits_is_worked_on_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def test_rows_of_an_unclean_stop_are_dropped(tmp_path: Path) -> None:
     """G9: they may hold what never reached the changelog, or another owner's past."""
     store = RocksStore(tmp_path / "rows", "here")
     store.put_many({b"k": b"v"})
-    store._db.close()  # noqa: SLF001 - the process was killed: no marker
+    store._db.close()
     again = RocksStore(tmp_path / "rows", "here")
     assert (again.get(b"k"), again.resume_offset()) == (None, None)
     again.close(None)

@@ -47,7 +47,8 @@ async def test_pending_timers_survive_a_restart(
 
 @pytest.mark.parametrize("late", [False, True], ids=["in time", "after the due time"])
 async def test_an_answer_beats_its_deadline_through_an_absence(
-    kafka_settings: Settings, late: bool
+    kafka_settings: Settings,
+    late: bool,  # noqa: FBT001 - the parameter of a parametrized test
 ) -> None:
     """G5: a message acknowledged while the worker was away counts as the answer."""
     async with cluster(kafka_settings) as seen:
@@ -223,7 +224,6 @@ async def test_aborted_transactions_are_no_events(kafka_settings: Settings) -> N
 
 async def _applied(seen: Cluster, sessions: list[str], name: str, worker: int = 0) -> None:
     """Wait until the sessions' last event is applied, as the API tells."""
-
     async with httpx.AsyncClient(base_url=seen.workers[worker].url, timeout=10) as http:
         for session in sessions:
             for _ in range(100):

@@ -124,6 +124,16 @@ def test_a_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
         assert not broker_process.is_alive(embedded.files_of(up.settings))
 
 
+def test_a_stop_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
+    """Who changes his mind early gets exit code 0, and neither broker nor child stays behind."""
+    with Up(tmp_path) as up:
+        up.until_said("Starting Apache Kafka")
+        assert up.stop() == 0
+        assert "  ready in " not in up.output
+        assert up.is_over()
+        assert not broker_process.is_alive(embedded.files_of(up.settings))
+
+
 def test_a_broker_that_ran_before_stays(tmp_path: Path) -> None:
     """`up` uses the broker of `kafka start` and leaves it running; it stops only its own."""
     up = Up(tmp_path)

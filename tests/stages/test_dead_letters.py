@@ -69,7 +69,7 @@ def test_a_large_value_is_kept_by_its_beginning_size_and_digest() -> None:
 
 
 def test_a_letter_has_its_records_key_unless_it_is_a_giant() -> None:
-    """"As received", as far as a key can be one."""
+    """SPEC §1, "as received": as far as a key can be one."""
     assert letter_key(None) is None
     assert letter_key(b"s-1") == b"s-1"
     giant = b"k" * (dead_letters.MAX_KEY_KEPT + 1)

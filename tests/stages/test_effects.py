@@ -34,7 +34,7 @@ def batch(*actions: Action) -> Batch:
         ))
         for offset, action in enumerate(actions)
     )  # fmt: skip
-    return Batch(ACTIONS, 0, records, len(records) + 1, 0)  # type: ignore[arg-type]
+    return Batch(ACTIONS, 0, records, len(records) + 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ async def test_an_event_of_ours_goes_where_the_sessions_events_arrive(
 
 @pytest.mark.parametrize("late", [False, True])
 async def test_a_crash_leaves_nothing_done_and_repeats_the_same_bytes(
-    monkeypatch: pytest.MonkeyPatch, late: bool
+    monkeypatch: pytest.MonkeyPatch, *, late: bool
 ) -> None:
     """G1, G6: before the acks nothing is acknowledged; afterwards the same records come again."""
     world = World.made(monkeypatch)
@@ -98,6 +98,12 @@ async def test_a_large_batch_is_published_piece_by_piece(monkeypatch: pytest.Mon
     monkeypatch.setattr(effects_module, "MAX_LINES", 2)
     world = World.made(monkeypatch)
     actions = [PublishOutcome({"id": f"o-{number}"}) for number in range(5)]
+    world.kafka.crash_at = 2
+    with pytest.raises(Crash):
+        await Effects(world.engine, None).work([batch(*actions)])
+    assert world.consumer.done_offsets == {(ACTIONS, 0): 2}
+    world.kafka.log.clear()
+    world.kafka.steps.clear()
     await Effects(world.engine, None).work([batch(*actions)])
     steps = [step.split()[0] for step in world.kafka.steps]
     assert steps == ["append", "done", "append", "done", "append", "done"]

@@ -35,7 +35,7 @@ class Entering:
     async def read(self, topic: str, *records: Read, position: int | None = None) -> None:
         """Hand a fetch of partition 0 to the stage."""
         after = records[-1].offset + 1 if records else 0
-        batch = Batch(topic, 0, records, after if position is None else position, 0)  # type: ignore[arg-type]
+        batch = Batch(topic, 0, records, after if position is None else position, 0)
         await self.ingress.work([batch])
 
 
@@ -226,7 +226,9 @@ async def test_a_rebalance_cuts_a_backlog_short_and_acknowledges_nothing_of_it(
 async def test_the_longest_journal_entry_fits(one: Entering) -> None:
     """G10: no accepted event grows beyond the journal's limit: numbers grow the most."""
     numbers = b"[" + b"1e15," * 209_000 + b"1]"
-    value = b'{"sessionId":"s-1","conversationId":"c","messageId":"m","content":"","n":%b}' % numbers
+    value = (
+        b'{"sessionId":"s-1","conversationId":"c","messageId":"m","content":"","n":%b}' % numbers
+    )
     assert 1_000_000 < len(value) <= 1024 * 1024
     one.ends |= {(MESSAGES, 0): 1}
     await one.read(MESSAGES, Read(MESSAGES, 0, 0, 5, S1, value))

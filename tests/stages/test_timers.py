@@ -36,7 +36,7 @@ class Ticking:
     async def tick(self) -> list[tuple[str, str, int]]:
         """Publish what is due now: (session, name, generation) of what is new on the topic."""
         before = len(self.world.kafka.lines(DEADLINES))
-        await self.timers._publish_due()  # noqa: SLF001 - a step of its loop
+        await self.timers._publish_due()
         lines = [orjson.loads(line.value or b"") for line in self.world.kafka.lines(DEADLINES)]
         new = lines[before:]
         return sorted((line["sessionId"], line["name"], line["generation"]) for line in new)
@@ -48,7 +48,7 @@ async def one(monkeypatch: pytest.MonkeyPatch) -> Ticking:
     return Ticking(World.made(monkeypatch))
 
 
-def session(name: str, paused: bool = False, **deadlines: tuple[int, int]) -> SessionRecord:
+def session(name: str, *, paused: bool = False, **deadlines: tuple[int, int]) -> SessionRecord:
     """A record with deadlines, each (milliseconds from the beginning, generation)."""
     armed = {key: Deadline(NOW + due, generation) for key, (due, generation) in deadlines.items()}
     return replace(SessionRecord(name), paused=paused, deadlines=armed, home=2)
@@ -179,7 +179,7 @@ async def test_what_is_published_is_what_stands_and_is_due(
                 published = {key for key in published if key[0] != name}
             else:
                 standing |= {(name, key): value for key, value in kept.items()}
-            one.timers.follow(0, session(name, paused, **kept))
+            one.timers.follow(0, session(name, paused=paused, **kept))
             now += passed
             one.at(now)
             expected = {
@@ -220,4 +220,4 @@ async def test_an_error_while_publishing_ends_the_process(one: Ticking) -> None:
     one.world.kafka.error = ConnectionError("refused")
     one.timers.follow(0, session("s", reply=(0, 7)))
     with pytest.raises(Ended, match="the timers failed"):
-        await one.timers._publish_for_ever()  # noqa: SLF001 - as its task does
+        await one.timers._publish_for_ever()

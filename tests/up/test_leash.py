@@ -1,12 +1,13 @@
 """The leash: a child that was asked to ends with its parent, however that ends."""
 
+import select
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pytest
+from agents_stream.leash import GO
 
 CHILD = """
 import time
@@ -37,12 +38,24 @@ def test_it_ends_when_the_pipe_does() -> None:
         assert child.wait(10) == -signal.SIGTERM
 
 
-@pytest.mark.parametrize(("word", "code"), [(b"go\n", -signal.SIGTERM), (b"", 0)])
-def test_it_begins_at_the_first_byte(word: bytes, code: int) -> None:
-    """Held back it loads what it needs; without a word it never begins."""
+def test_it_begins_at_the_first_byte() -> None:
+    """Held back it loads what it needs and does nothing until it is let go."""
     with start(AGENTS_STREAM_LEASH="stdin", AGENTS_STREAM_PRELOAD="json") as child:
-        out, _ = child.communicate(word, timeout=10)
-        assert (out, child.returncode) == (b"begun\n" if word else b"", code)
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert select.select([child.stdout], [], [], 0.5)[0] == []
+        child.stdin.write(GO)
+        child.stdin.flush()
+        assert child.stdout.readline() == b"begun\n"
+        child.stdin.close()
+        assert child.wait(10) == -signal.SIGTERM
+
+
+def test_without_a_word_it_never_begins() -> None:
+    """A parent that dies before it lets its child go leaves nothing."""
+    with start(AGENTS_STREAM_LEASH="stdin", AGENTS_STREAM_PRELOAD="json") as child:
+        out, _ = child.communicate(b"", timeout=10)
+        assert (out, child.returncode) == (b"", 0)
 
 
 def test_without_a_leash_the_pipe_means_nothing() -> None:
