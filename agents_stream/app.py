@@ -19,7 +19,7 @@ from agents_stream.kafka import metrics, topic_admin
 from agents_stream.kafka.appender import Appender, Line, Pending
 from agents_stream.kafka.connection import require_broker
 from agents_stream.kafka.engine import Engine, consumer_of, create_app
-from agents_stream.kafka.fail_stop import fail_stop
+from agents_stream.kafka.fail_stop import EXIT_DONE, end_now, fail_stop
 from agents_stream.kafka.stage import exit_code_of
 from agents_stream.kafka.table import TABLE_NAME, SessionTable
 from agents_stream.kafka.topics import ACTIONS, CLOCK, JOURNAL, SESSIONS_CHANGELOG
@@ -177,9 +177,7 @@ async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
-        return
+        end_now(EXIT_DONE, "worker stopped while it was starting")
     await starting
     await stopping
     await worker.stop()

@@ -145,12 +145,20 @@ def _is_still(before: SessionRecord, after: SessionRecord) -> bool:
 
 def _is_known(record: SessionRecord, entry: Entry) -> Reason | None:
     """Why an event does not count a second time, if so."""
-    event_id = entry.event_id or ""
-    if event_id.startswith(OWN_EVENT_PREFIX) and event_id not in record.own_events:
+    if _is_ours(entry) and entry.event_id not in record.own_events:
         known = record.status == "open" and dedup_key(entry) in record.recent_ids
         return Reason.DUPLICATE if known else Reason.STALE_EVENT
     key = dedup_key(entry)
     return Reason.DUPLICATE if key is not None and key in record.recent_ids else None
+
+
+def _is_ours(entry: Entry) -> bool:
+    """Whether we published an event ourselves: only offers, with an id of our own form.
+
+    A producer's other events may have any id.
+    """
+    ours = (entry.event_id or "").startswith(OWN_EVENT_PREFIX)
+    return ours and entry.name == "agent/promos.offered"
 
 
 def _on_event(draft: Draft, entry: Entry, cause: do.Cause) -> None:

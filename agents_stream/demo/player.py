@@ -121,8 +121,7 @@ class Player:
         began = time.monotonic()
         await asyncio.sleep(_DYING_S)
         await self._site.until_worker_ready()
-        timers = await self._site.pending_timers()
         self._site.screen.say(
-            f"the worker is back after {time.monotonic() - began:.1f} s with everything that it"
-            f" knew ({timers} timers pending); answers that came meanwhile count before deadlines"
+            f"the worker is back after {time.monotonic() - began:.1f} s and forgot nothing: what was"
+            " due meanwhile fires now, after the answers that came before it"
         )

@@ -110,6 +110,13 @@ def _holds(found: Any, wanted: Any) -> bool:
     return bool(found == wanted)
 
 
+def _as_wanted(found: Any, wanted: Any) -> Any:
+    """Of what was found, the part that was asked for."""
+    if isinstance(wanted, dict) and isinstance(found, Mapping):
+        return {key: _as_wanted(found.get(key), value) for key, value in wanted.items()}
+    return found
+
+
 def _told_of_expected(expect: Expect) -> list[str]:
     outcomes = [_outcome(wanted[0], wanted[1], wanted[2], wanted[3:]) for wanted in expect.outcomes]
     lines = [*outcomes, _counts(expect.orders, expect.messages)]
@@ -120,7 +127,7 @@ def _told_of_actual(expect: Expect, actual: Actual, session: Mapping[str, Any]) 
     outcomes = []
     for index, found in enumerate(actual.outcomes):
         wanted = expect.outcomes[index] if index < len(expect.outcomes) else []
-        extra = [{key: found.get(key) for key in one} for one in wanted[3:]]
+        extra = [_as_wanted(found, one) for one in wanted[3:]]
         outcomes.append(_outcome(found["flow"], found["status"], found["action"], extra))
     lines = [*outcomes, _counts(actual.orders, actual.messages)]
     attempts = {tool: actual.attempts.get(tool, 0) for tool in expect.attempts}
@@ -130,7 +137,7 @@ def _told_of_actual(expect: Expect, actual: Actual, session: Mapping[str, Any]) 
 
 def _outcome(flow: str, status: str, action: str, extra: Sequence[Any]) -> str:
     more = "".join(f" {orjson.dumps(one).decode()}" for one in extra)
-    return f"{flow}: {status} / {action}{more}"
+    return f"{flow}: {status}/{action}{more}"
 
 
 def _counts(orders: int, messages: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ import structlog
 
 log = structlog.get_logger()
 
+EXIT_DONE: Final = 0
 EXIT_REFUSED: Final = 1
 EXIT_UNREACHABLE: Final = 3
 
@@ -27,6 +28,19 @@ def fail_stop(
 ) -> NoReturn:
     """End the process now. Nothing is flushed but the log; the log of Kafka is the state."""
     log.critical("worker ends itself", reason=reason, exc_info=error)
+    _end(code)
+
+
+def end_now(code: int, why: str) -> NoReturn:
+    """End the process without winding Faust down, where no batch can be in hand.
+
+    Half-started services of Faust wait for each other when they are cancelled.
+    """
+    log.info(why)
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from aiokafka.errors import (
+    InvalidTimestampError,
     KafkaConnectionError,
     KafkaTimeoutError,
     NodeNotReadyError,
@@ -28,6 +29,12 @@ _UNREACHABLE = (
     KafkaTimeoutError,
     NodeNotReadyError,
     UnknownTopicOrPartitionError,
+)
+
+_FENCED = (
+    "Kafka refused a record of the table as too old: no heartbeat of this worker got through for 5 "
+    "s, because Kafka was away or the worker was paused. Another may own the partitions by now; a "
+    "restart recovers, and nothing is lost"
 )
 
 
@@ -78,4 +85,6 @@ class BatchStage(ABC):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, a restart is the cure
             words = f"the stage {self.name} failed: {type(error).__name__}: {error}"
+            if isinstance(error, InvalidTimestampError):
+                words = _FENCED
             fail_stop(words, error, exit_code_of(error))

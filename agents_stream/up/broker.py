@@ -102,7 +102,7 @@ class Broker:
         self._reporter.stopped = True
         if self._launching is not None:
             # Whoever started it has heard of its error, or is no longer there to hear it.
-            pass
+            await asyncio.gather(self._launching, return_exceptions=True)
         if self.ours:
             await asyncio.to_thread(embedded.stop, self._settings)
             self._mark.unlink(missing_ok=True)

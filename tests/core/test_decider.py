@@ -98,6 +98,11 @@ TRANSCRIPTS = {
             v2 {"mode": "ofrecer_promos", "ofrecer_promos_at": "now"}
             arms promos.reply +10m
     """,
+    "G1: only our offers have ids of our own form, other events may have any": """
+        given session.started
+        data.captured id=agents-stream:9 {"nombre": "Ana"}
+            v2 {"datos_capturados": {"nombre": "Ana"}}
+    """,
 }
 
 

@@ -281,6 +281,15 @@ async def test_a_revoke_commits_what_is_done_and_forgets(one: Consuming) -> None
     assert one.batches() == []  # until the next seek says where to begin
 
 
+async def test_what_a_revoke_could_not_commit_is_never_committed(one: Consuming) -> None:
+    """H6: by the next generation it is another's to say."""
+    one.consumer.done(JOURNAL, 0, 2)
+    one.client.refuse = CommitFailedError()
+    await one.consumer.wait_empty()
+    one.client.refuse = None
+    assert not await one.consumer.commit()
+
+
 async def test_a_revoke_waits_for_the_batch_in_hand(one: Consuming) -> None:
     """What the stage does before it lets go is committed with this generation."""
     stage = SimpleNamespace(lock=asyncio.Lock())

@@ -17,21 +17,16 @@ def picky(command: dict[str, Any]) -> dict[str, Any] | None:
     session = command["sessionId"]
     order = command["tool"] == "crm.order.create"
     failed = {"status": "failed", "error": {"code": "http_500", "message": "no"}}
-    match session:
-        case "order-fails" if order:
-            return {**failed, "retryable": False}
-        case "outage" if order and command["attempt"] < 3:
-            return {**failed, "retryable": True}
-        case "exhausted" if order:
-            return {**failed, "retryable": True}
-        case "message-fails" if not order:
-            return {**failed, "retryable": False}
-        case "message-unknown" if not order:
-            return {**failed, "status": "unknown"}
-        case "late-order" if order:
-            return None
-        case _:
-            return succeed(command)
+    answers: dict[tuple[str, bool], dict[str, Any] | None] = {
+        ("order-fails", True): {**failed, "retryable": False},
+        ("exhausted", True): {**failed, "retryable": True},
+        ("message-fails", False): {**failed, "retryable": False},
+        ("message-unknown", False): {**failed, "status": "unknown"},
+        ("late-order", True): None,
+    }
+    if command["attempt"] < 3:
+        answers["outage", True] = {**failed, "retryable": True}
+    return answers.get((session, order), succeed(command))
 
 
 @pytest.mark.parametrize("store", ["memory", "rocksdb"])
