@@ -122,6 +122,6 @@ class Player:
         await asyncio.sleep(_DYING_S)
         await self._site.until_worker_ready()
         self._site.screen.say(
-            f"the worker is back after {time.monotonic() - began:.1f} s and forgot nothing: what was"
-            " due meanwhile fires now, after the answers that came before it"
+            f"the worker is back after {time.monotonic() - began:.1f} s and forgot nothing: what"
+            " was due meanwhile fires now, after the answers that came before it"
         )
