@@ -1,6 +1,7 @@
 """The embedded broker as its users meet it: start, stop, restart, and all that goes wrong."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -127,6 +128,15 @@ def test_two_starts_at_once_are_one_start(own: Settings) -> None:
         embedded.start(elsewhere)
 
 
+def open_files(pid: int) -> dict[int, str]:
+    """What a process has open, by descriptor; a working broker opens and closes files meanwhile."""
+    found = {}
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[int(link.name)] = str(link.readlink())
+    return found
+
+
 @pytest.mark.kafka
 def test_start_leaves_it_detached(own: Settings) -> None:
     """The caller's pipes end with the caller; the broker has its own session and no terminal."""
@@ -142,7 +152,7 @@ def test_start_leaves_it_detached(own: Settings) -> None:
     assert embedded.status(own) == running(own, pid)
     assert os.getsid(pid) not in {os.getsid(0), 0}
     if sys.platform == "linux":
-        kept = {int(link.name): str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+        kept = open_files(pid)
         assert kept[0] == os.devnull
         assert kept[1] == kept[2] == str(embedded.files_of(own).output)
         assert not [name for name in kept.values() if name.startswith("/dev/pts")]
