@@ -41,13 +41,11 @@ class Tool:
 
     `topic` is its commands' topic without prefix. `idempotent`: calls with the same
     Idempotency-Key act once, so a call without an answer may be repeated. `gives_id`: a success
-    without `outputs.id` says too little. `setting` is how the settings call it. `endpoint` is
-    None where no URL is configured.
+    without `outputs.id` says too little. `endpoint` is None where no URL is configured.
     """
 
     name: str
     topic: str
-    setting: str
     idempotent: bool
     gives_id: bool
     endpoint: Endpoint | None
@@ -64,7 +62,6 @@ def tools_of(settings: Settings) -> tuple[Tool, ...]:
         Tool(
             WHATSAPP,
             WHATSAPP_MESSAGE_SEND,
-            "WHATSAPP",
             idempotent=False,
             gives_id=False,
             endpoint=endpoint_of("WHATSAPP", settings.whatsapp_url, settings.whatsapp_token),
@@ -72,7 +69,6 @@ def tools_of(settings: Settings) -> tuple[Tool, ...]:
         Tool(
             CRM,
             CRM_ORDER_CREATE,
-            "CRM",
             idempotent=True,
             gives_id=True,
             endpoint=endpoint_of("CRM", settings.crm_url, settings.crm_token),
