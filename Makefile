@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+JOBS ?= 2
 STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
@@ -33,7 +34,7 @@ up: install ## Run everything on this machine until Ctrl-C
 	@$(BIN)/agents-stream up
 
 test: install ## Run all tests, on real Kafka and in a real Chromium where there is one
-	$(PYTEST)
+	$(PYTEST) -n $(JOBS) --dist loadfile
 
 check: install ## ruff, mypy strict, the tidy test
 	$(BIN)/ruff check .
