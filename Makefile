@@ -36,11 +36,12 @@ up: install ## Run everything on this machine until Ctrl-C
 test: install ## Run all tests, on real Kafka and in a real Chromium where there is one
 	$(PYTEST) -n $(JOBS) --dist loadfile
 
-check: install ## ruff, mypy strict, the tidy test
+check: install ## ruff, mypy strict, the tidy test, known vulnerabilities of what we depend on
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(PYTEST) -q tests/test_tidy.py
+	$(BIN)/python .ci/audit_dependencies.py requirements.lock
 
 format: install ## Format the code
 	$(BIN)/ruff check --fix-only --quiet .

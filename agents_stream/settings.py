@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -63,6 +63,7 @@ class Settings(BaseSettings):
     web_host: str = "127.0.0.1"
     web_port: int = Field(6066, ge=0, le=65535)
     web_url: str | None = None
+    http_rate: int = Field(2_000, ge=1, le=1_000_000)
     store: Literal["memory", "rocksdb"] = "memory"
 
     data_reply_timeout: DurationMs = 360_000
@@ -102,6 +103,18 @@ class Settings(BaseSettings):
             if not host or not port.isdigit() or not 0 < int(port) < 65536:  # noqa: PLR2004
                 raise ValueError(f"{server!r} is no broker address: write HOST:PORT")
         return ",".join(server.strip() for server in value.split(","))
+
+    @field_validator("sasl_password")
+    @classmethod
+    def _can_log_in(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        """Check the last of the SASL fields: those before it are in `info`."""
+        wanted = str(info.data.get("security_protocol", "")).startswith("SASL")
+        if wanted and (value is None or not info.data.get("sasl_username")):
+            raise ValueError(
+                "AGENTS_STREAM_SECURITY_PROTOCOL asks for a login: set AGENTS_STREAM_SASL_USERNAME"
+                " and AGENTS_STREAM_SASL_PASSWORD"
+            )
+        return value
 
     @property
     def listen_url(self) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hypothesis
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
@@ -18,6 +19,10 @@ from agents_stream.kafka.embedded import BrokerInfo
 from agents_stream.settings import Settings
 
 PORT_ATTEMPTS = 50
+
+# A machine that is busy with other things makes no property false.
+hypothesis.settings.register_profile("ours", deadline=None)
+hypothesis.settings.load_profile("ours")
 
 
 def free_port() -> int:

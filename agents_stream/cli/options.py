@@ -45,7 +45,17 @@ TOOLS: Final = (
     "tool_concurrency",
     "retry_backoff",
 )
-WORKER: Final = (*CONNECTION, *SHAPE, *WEB, "web_url", "data_dir", "store", *FLOWS, "start_from")
+WORKER: Final = (
+    *CONNECTION,
+    *SHAPE,
+    *WEB,
+    "web_url",
+    "http_rate",
+    "data_dir",
+    "store",
+    *FLOWS,
+    "start_from",
+)
 
 _HELP: Final[Mapping[str, str]] = {
     "bootstrap_servers": "Where Kafka is.",
@@ -58,6 +68,7 @@ _HELP: Final[Mapping[str, str]] = {
     "web_host": "The address on which a worker's HTTP listens.",
     "web_port": "The port of a worker's HTTP.",
     "web_url": "How the other workers reach this one.",
+    "http_rate": "How many requests a second one client may make.",
     "store": "Where a worker keeps the rows of its sessions.",
     "data_reply_timeout": "How long a customer has to answer with data.",
     "promos_delay": "How long to wait before the packs are offered.",

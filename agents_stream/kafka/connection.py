@@ -5,7 +5,12 @@ import ssl
 from typing import Any, Final
 
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError
+from aiokafka.conn import create_conn
+from aiokafka.errors import (
+    KafkaError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
 
 from agents_stream.core.errors import BrokerUnreachable, TerminalError
 from agents_stream.settings import Settings
@@ -13,6 +18,12 @@ from agents_stream.settings import Settings
 _FIRST_PAUSE_S: Final = 0.25
 _LONGEST_PAUSE_S: Final = 2.0
 _REQUEST_LIMIT_MS: Final = 5_000
+# What no waiting mends.
+_LASTING: Final = (
+    ssl.SSLCertVerificationError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
@@ -50,6 +61,7 @@ async def require_broker(settings: Settings, timeout_s: float = 20.0) -> None:
 
     Raises:
         BrokerUnreachable: it did not within `timeout_s`. The message says who was asked.
+        TerminalError: it did, and does not let us in, or its certificate is not to be trusted.
 
     """
     last: BaseException | None = None
@@ -57,6 +69,7 @@ async def require_broker(settings: Settings, timeout_s: float = 20.0) -> None:
     try:
         async with asyncio.timeout(timeout_s):
             while (last := await _trial(settings)) is not None:
+                _refuse_what_lasts(settings, last)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
     except TimeoutError:
@@ -69,16 +82,61 @@ async def _trial(settings: Settings) -> Exception | None:
     try:
         await client.bootstrap()
     except (KafkaError, OSError) as error:
-        return error
+        return await _cause(settings) or error
     finally:
         await client.close()
     return None
+
+
+async def _cause(settings: Settings) -> Exception | None:
+    """Connect to each server alone: the client tries them all and keeps no reason."""
+    options = client_options(settings)
+    cause: Exception | None = None
+    for server in options.pop("bootstrap_servers"):
+        host, _, port = server.rpartition(":")
+        try:
+            connection = await create_conn(
+                host.strip("[]"), int(port), request_timeout_ms=_REQUEST_LIMIT_MS, **options
+            )
+            connection.close()
+        except (KafkaError, OSError, TimeoutError) as error:
+            if cause is None or isinstance(error, _LASTING):
+                cause = error
+    return cause
+
+
+def _refuse_what_lasts(settings: Settings, error: Exception) -> None:
+    """End the waiting where time cannot help.
+
+    Raises:
+        TerminalError: the login or the certificate is wrong; the message names the setting.
+
+    """
+    servers = settings.bootstrap_servers
+    if isinstance(error, ssl.SSLCertVerificationError):
+        raise TerminalError(
+            f"the certificate of Kafka at {servers} is not to be trusted"
+            f" ({error.verify_message}): set AGENTS_STREAM_SSL_CAFILE to the certificates of its"
+            " authority, and call the broker by a name that is in its certificate"
+        ) from error
+    if isinstance(error, SaslAuthenticationFailed):
+        raise TerminalError(
+            f"Kafka at {servers} does not let {settings.sasl_username!r} in by"
+            f" {settings.sasl_mechanism}: look at AGENTS_STREAM_SASL_USERNAME, _SASL_PASSWORD and"
+            " _SASL_MECHANISM"
+        ) from error
+    if isinstance(error, UnsupportedSaslMechanismError):
+        raise TerminalError(
+            f"Kafka at {servers} knows no {settings.sasl_mechanism}: set"
+            " AGENTS_STREAM_SASL_MECHANISM to one that it offers"
+        ) from error
 
 
 def _advice(settings: Settings, timeout_s: float, last: BaseException | None) -> str:
     detail = f" ({last})" if last else ""
     return (
         f"no Kafka answers at {settings.bootstrap_servers} over {settings.security_protocol}"
-        f" within {timeout_s:g} s{detail}. Start one with `agents-stream kafka start`, or set"
-        " AGENTS_STREAM_BOOTSTRAP_SERVERS to yours"
+        f" within {timeout_s:g} s{detail}. Start one with `agents-stream kafka start`, set"
+        " AGENTS_STREAM_BOOTSTRAP_SERVERS to yours, or AGENTS_STREAM_SECURITY_PROTOCOL to what it"
+        " speaks"
     )

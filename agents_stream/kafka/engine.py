@@ -134,6 +134,8 @@ def create_app(engine: Engine) -> faust.App:
     transport = BatchTransport(app.conf.broker_consumer, app)
     transport.engine = engine
     app.transport = transport
+    # Faust's producer would connect in its own way, without our credentials, to send nothing.
+    app.boot_strategy.enable_kafka_producer = False
     app.engine = engine  # type: ignore[attr-defined] # for table and recovery
     quiet_faust()
     return app

@@ -14,7 +14,12 @@ from typing import Any, Final
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    KafkaError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
 
 from agents_stream.core.errors import BrokerUnreachable, TerminalError
 from agents_stream.kafka.connection import client_options, require_broker
@@ -185,12 +190,20 @@ async def _create(
     ]
     created: list[str] = []
     refused: list[str] = []
+    forbidden: list[str] = []
     response = await admin.create_topics(wanted, timeout_ms=REQUEST_TIMEOUT_MS)
     for name, code, message in response.topic_errors:
         if code == 0:
             created.append(name)
+        elif code == TopicAuthorizationFailedError.errno:
+            forbidden.append(name)
         elif code != TopicAlreadyExistsError.errno:  # somebody else was quicker: all is well
             refused.append(f"{name}: {for_code(code).__name__}: {message}")
+    if forbidden:
+        raise TerminalError(
+            f"Kafka does not let {settings.sasl_username or 'us'!r} create {len(forbidden)} topics"
+            f" ({forbidden[0]}, ...): docs/operations.md lists the rights that are needed"
+        )
     if refused:
         raise TerminalError("Kafka refused to create topics: " + "; ".join(refused))
     order = [topic.name for topic in wanted]

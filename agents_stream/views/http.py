@@ -11,6 +11,7 @@ import binascii
 import hmac
 import ipaddress
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final
@@ -30,6 +31,7 @@ from agents_stream.core.errors import (
     TerminalError,
 )
 from agents_stream.settings import Settings
+from agents_stream.views.rates import Bodies, Hold, Rates
 
 log = structlog.get_logger()
 
@@ -43,6 +45,7 @@ OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 OPEN_PREFIXES: Final = ("/e/", "/static/")
 """What `guard` leaves alone: probes and static files hold no secrets, `/e/` has its own key."""
 
+_HOLD: Final = web.RequestKey("hold", Hold)
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _OWN_SITES: Final = frozenset({"same-origin", "none"})
 _EVENT_KEY: Final = re.compile(r"/e/.*", re.IGNORECASE | re.DOTALL)
@@ -63,7 +66,8 @@ class Rejection(AgentsStreamError):  # noqa: N818 - it says what happened
 def new_application(settings: Settings) -> web.Application:
     """Return an application without routes, guarded and with JSON errors."""
     return web.Application(
-        middlewares=[errors_as_json, guard(settings)], client_max_size=MAX_BODY_BYTES
+        middlewares=[errors_as_json, limit(settings.http_rate), guard(settings)],
+        client_max_size=MAX_BODY_BYTES,
     )
 
 
@@ -133,6 +137,33 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return error_answer(Rejection(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", wrong))
 
 
+def limit(per_second: int) -> Middleware:
+    """Return the middleware that refuses what is too much; probes always get through."""
+    rates = Rates(per_second)
+    bodies = Bodies()
+    told_at_s = 0.0
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        nonlocal told_at_s
+        if request.path in OPEN_PATHS or rates.take(request.remote or ""):
+            request[_HOLD] = hold = Hold(bodies)
+            try:
+                return await handler(request)
+            finally:
+                hold.release()
+        if (now := time.monotonic()) > told_at_s + 1:  # one line a second, however many they are
+            told_at_s = now
+            log.warning("http_too_many_requests", remote=request.remote, per_second=per_second)
+        told = (
+            f"More than {per_second} requests a second come from you: send several events in one"
+            " request, or raise AGENTS_STREAM_HTTP_RATE"
+        )
+        return error_answer(Rejection(HTTPStatus.SERVICE_UNAVAILABLE, "too_many_requests", told))
+
+    return check
+
+
 def guard(settings: Settings) -> Middleware:
     """Return the middleware that decides who may ask what, for a worker of these settings."""
     token = settings.auth_token
@@ -197,12 +228,15 @@ async def read_body(request: web.Request, limit: int = MAX_BODY_BYTES) -> bytes:
 
     Raises:
         Rejection: 413 for more than `limit` bytes, 400 for a body that does not come in time.
+        RetryableError: the bodies of all requests would take too much memory.
 
     """
     body = bytearray()
+    hold = request[_HOLD]
     try:
         async with asyncio.timeout(BODY_TIME_S):
             async for chunk in request.content.iter_any():
+                hold.add(len(chunk))
                 body += chunk
                 if len(body) > limit:
                     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE

@@ -92,7 +92,7 @@ class WebServer:
         token = self._settings.auth_token
         app = new_application(self._settings)
         # People's cookie becomes the token that `guard` asks for, so it has to come before.
-        app.middlewares.insert(1, door(token))
+        app.middlewares.insert(2, door(token))
         app.on_response_prepare.append(add_security_headers)
         app.router.add_routes(Api(self._reads, local, cluster).routes())
         app.router.add_routes(Pages(cluster, has_login=token is not None).routes())

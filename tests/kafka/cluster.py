@@ -16,6 +16,7 @@ import httpx
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.structs import ConsumerRecord, RecordMetadata
+from pydantic import SecretStr
 
 from agents_stream.kafka import topic_admin
 from agents_stream.kafka.connection import client_options
@@ -30,14 +31,13 @@ Reply = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
 def environment(settings: Settings, **more: str) -> dict[str, str]:
-    """Settings as the variables of a child process."""
-    given = {
-        f"AGENTS_STREAM_{name.upper()}": str(getattr(settings, name))
-        for name in settings.model_fields_set
-    }
-    durations = ("data_reply_timeout", "promos_delay", "promos_reply_timeout", "retry_backoff")
-    for name in durations:
-        given[f"AGENTS_STREAM_{name.upper()}"] = f"{getattr(settings, name)}ms"
+    """Settings as the variables of a child process, secrets and all."""
+    given = {}
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        unit = "ms" if name.endswith(("timeout", "delay", "backoff")) else ""
+        text = value.get_secret_value() if isinstance(value, SecretStr) else f"{value}{unit}"
+        given[f"AGENTS_STREAM_{name.upper()}"] = text
     return {**os.environ, **given, **more}
 
 

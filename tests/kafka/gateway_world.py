@@ -1,7 +1,6 @@
 """What the gateway meets, for tests: tools and an engine that can misbehave, and Kafka's topics."""
 
 import asyncio
-import os
 import signal
 import sys
 import time
@@ -28,6 +27,7 @@ from agents_stream.kafka.topics import (
 )
 from agents_stream.settings import Settings
 from agents_stream.stages.gateway import run_gateway
+from tests.kafka.cluster import environment
 
 PATIENCE_S = 25.0
 WHATSAPP, CRM = "whatsapp.message.send", "crm.order.create"
@@ -220,11 +220,7 @@ async def gateway_process(
     settings: Settings, log: Path, halt_at: str = ""
 ) -> AsyncIterator[Process]:
     """Run a gateway as a process of its own, to be killed or paused; its output goes to `log`."""
-    env = {**os.environ, "PYTHONPATH": str(_ROOT), "HALT_AT": halt_at}
-    for name in settings.model_fields_set | {"whatsapp_url", "crm_url"}:
-        value = getattr(settings, name)
-        unit = "ms" if name.endswith(("timeout", "delay", "backoff")) else ""
-        env[f"AGENTS_STREAM_{name.upper()}"] = f"{value}{unit}"
+    env = environment(settings, PYTHONPATH=str(_ROOT), HALT_AT=halt_at)
     with log.open("ab") as out:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", _PROCESS, env=env, stdout=out, stderr=out, cwd=log.parent
