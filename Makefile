@@ -7,8 +7,13 @@ PYTEST := $(BIN)/python -m pytest
 JOBS ?= 2
 STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
+# How long `make chaos` runs, on which store; SEED repeats a run, without it each is another.
+MINUTES ?= 10
+STORE ?= mixed
+SEED ?=
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check format bench lock clean
+.PHONY: help install demo up test check format bench chaos lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +54,9 @@ format: install ## Format the code
 
 bench: install ## Measure latency and lateness, idle cost and start-up (results in bench/results)
 	$(BIN)/python -m bench
+
+chaos: install ## Break everything on a real cluster, and prove that nothing broke (MINUTES, SEED, STORE)
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --store $(STORE) $(if $(SEED),--seed $(SEED))
 
 lock: install ## Resolve the dependencies anew into requirements.lock
 	$(BIN)/python -m pip install --quiet uv
