@@ -29,6 +29,7 @@ from faust.types import TP
 from mode.services import Service
 from mode.utils.futures import maybe_async
 
+from agents_stream.kafka.committed import heed_coordinator
 from agents_stream.kafka.connection import client_options
 from agents_stream.kafka.fail_stop import fail_stop
 
@@ -73,6 +74,7 @@ class InLoopThread(AIOKafkaConsumerThread):
     async def on_start(self) -> None:
         """Connect, and watch the heartbeats from the first one on."""
         await super().on_start()
+        heed_coordinator(self._ensure_consumer())
         self.consumer.engine.membership.watch(self._ensure_consumer())
 
     async def start(self) -> None:
