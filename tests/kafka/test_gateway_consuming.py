@@ -139,6 +139,29 @@ async def test_a_job_that_raises_ends_the_consumer_and_is_not_committed(
     assert await committed(kafka_settings, notes, 0) == 2
 
 
+async def test_a_failure_is_told_also_when_leaving_the_group_is_cancelled(
+    kafka_settings: Settings, producer: AIOKafkaProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G11: aiokafka, closing, may cancel its own fetch under us; the reason of our end is kept.
+
+    Seen in chaos: a gateway that Kafka had failed ended with exit code 0, as if asked to.
+    """
+    notes = Notes(kafka_settings)
+    notes.fails_at = 0
+    await producer.send_and_wait(notes.topics[0], b"", key=b"s", partition=0)
+    ordered = OrderedConsumer(kafka_settings, notes, 5.0)
+    await ordered.start()
+    stop = ordered.consumer.stop
+
+    async def stopped_by_a_cancelled_fetch() -> None:
+        await stop()
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(ordered.consumer, "stop", stopped_by_a_cancelled_fetch)
+    with pytest.raises(ValueError, match="this job fails"):
+        await asyncio.wait_for(ordered.run(asyncio.Event()), 20)
+
+
 async def test_members_get_the_same_partitions_of_every_topic(
     kafka_settings: Settings, producer: AIOKafkaProducer
 ) -> None:

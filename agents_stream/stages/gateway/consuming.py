@@ -25,6 +25,7 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from agents_stream.core.errors import TerminalError
 from agents_stream.kafka.clock import monotonic_ms
+from agents_stream.kafka.committed import heed_coordinator
 from agents_stream.kafka.connection import client_options
 from agents_stream.kafka.membership import Membership
 from agents_stream.settings import Settings
@@ -171,6 +172,7 @@ class OrderedConsumer:
     async def start(self) -> None:
         """Connect. The group is joined by `run`."""
         await self.consumer.start()
+        heed_coordinator(self.consumer)
         self._membership.watch(self.consumer)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -359,6 +361,13 @@ class OrderedConsumer:
         try:
             async with asyncio.timeout(CLOSE_LIMIT_S):
                 await self.consumer.stop()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # A fetch that aiokafka cancelled before it had begun. Nobody asked us to end here: it
+            # must not hide what we end of.
+            log.warning("group_not_left", group=self._handler.group, error="cancelled by aiokafka")
         except (TimeoutError, KafkaError) as error:
             log.warning("group_not_left", group=self._handler.group, error=repr(error))
 

@@ -170,6 +170,8 @@ async def _run_all(settings: Settings, members: _Members, stop: asyncio.Event) -
     for result in results:
         if isinstance(result, Exception):
             raise result
+    if not stop.is_set():
+        raise TerminalError("a part of the gateway ended, and nobody asked it to")
 
 
 async def _forget_regularly(memory: GatewayMemory) -> None:
