@@ -39,11 +39,18 @@ def main() -> int:
 
 
 async def _run(wish: Wish, folder: Path) -> dict[str, Any]:
-    task = asyncio.current_task()
-    assert task is not None
+    task = asyncio.create_task(Run(wish, folder, say).whole())
+    stopping = False
+
+    def stop() -> None:
+        nonlocal stopping
+        if not stopping:  # a second signal must not interrupt the ending of the processes
+            stopping = True
+            task.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    return await Run(wish, folder, say).whole()
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    return await task
 
 
 def _tell(report: dict[str, Any], folder: Path, command: str, *, keep: bool) -> int:

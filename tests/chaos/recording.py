@@ -4,7 +4,7 @@ One partition, one clock, no processes: the production core decides, and everyth
 once. So these histories are also a second opinion on the contract as `contract.py` reads it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -205,7 +205,7 @@ class Recording:
 
 def full_run() -> History:
     """Every flow, with tools that fail, refuse and do not answer."""
-    failing = iter(
+    failing: Iterator[dict[str, Any]] = iter(
         [
             {"status": "failed", "retryable": True, "error": {"code": "http_500", "message": ""}},
             {"status": "failed", "error": {"code": "http_422", "message": ""}},
