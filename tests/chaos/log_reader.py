@@ -1,5 +1,7 @@
 """The verifier's own reader: every committed record of every topic, from the first to the end."""
 
+import asyncio
+
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
@@ -30,7 +32,8 @@ class LogReader:
         try:
             return await self._read(consumer)
         finally:
-            await consumer.stop()
+            # Apart: aiokafka, closing, may cancel what it awaits, and so whoever stops it.
+            await asyncio.wait({asyncio.ensure_future(consumer.stop())})
 
     async def _read(self, consumer: AIOKafkaConsumer) -> int:
         ends = await consumer.end_offsets(list(self._next))

@@ -86,6 +86,7 @@ class Run:
         )
         self.reader = LogReader(self.settings.bootstrap_servers, PARTITIONS)
         self.began_at_ms = 0
+        self._looked_at_ms = 0
 
     def _stores(self) -> list[str]:
         if self.wish.store == "mixed":
@@ -234,12 +235,16 @@ class Run:
     async def _keep_books(self) -> None:
         while True:
             await asyncio.sleep(BOOKS_EVERY_S)
-            await self._look_at_books()
+            try:
+                await self._look_at_books()
+            except httpx.HTTPError as error:
+                self.say(f"the sandbox's books cannot be read just now: {error!r}")
 
     async def _look_at_books(self) -> None:
         """Take over the sandbox's books; the newest lines again, since they are not final."""
-        since = now_ms() - BOOKS_BACK_MS if self.books else 0
+        since, looked_at_ms = max(0, self._looked_at_ms - BOOKS_BACK_MS), now_ms()
         async with httpx.AsyncClient(timeout=10, trust_env=False) as http:
             answer = await http.get(f"{self.sandbox.url}/books", params={"since": since})
         for item in answer.raise_for_status().json()["items"]:
             self.books[item["seq"]] = item
+        self._looked_at_ms = looked_at_ms
