@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from tests.chaos.contract import MESSAGE, ORDER, ORDER_TEXT
+from tests.chaos.expected import MESSAGE, ORDER, ORDER_TEXT
 from tests.chaos.history import COMMANDS, LETTERS, OUTCOMES
 from tests.chaos.reading import Reading, Violation
 

@@ -11,8 +11,8 @@ from agents_stream.core.decider import apply
 from agents_stream.core.journal import Position, decode_entry
 from agents_stream.core.session import SessionRecord, decode_record, encode_record
 from tests.chaos.check_inputs import OF_INPUTS
-from tests.chaos.contract import DATA_REPLY, PROMOS_REPLY, Armed
 from tests.chaos.exits import why_unexplained
+from tests.chaos.expected import DATA_REPLY, PROMOS_REPLY, Armed
 from tests.chaos.history import DEADLINES
 from tests.chaos.reading import Reading, Told, Violation
 

@@ -9,75 +9,30 @@ It knows the events that the chaos run sends; an operator is not among them.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
+from tests.chaos.expected import (
+    DATA_PROMOS,
+    DATA_REPLY,
+    MAX_ATTEMPTS,
+    MESSAGE,
+    MISSING_TEXT,
+    ORDER,
+    ORDER_TEXT,
+    OWN_PREFIX,
+    PENDING_TEXT,
+    PROACTIVE_TEXTS,
+    PROMOS_REPLY,
+    REQUIRED,
+    Armed,
+    Command,
+    Run,
+    iso,
+)
 from tests.chaos.history import Line, Timing
-
-REQUIRED: Final = ("nombre", "telefono", "ciudad", "direccion")
-PENDING_TEXT: Final = (
-    "Quedamos pendientes! Cuando tengas un momento, me cuentas para ayudarte con tu pedido."
-)
-MISSING_TEXT: Final = "Para continuar con tu pedido, necesito que me confirmes: "
-ORDER_TEXT: Final = (
-    "He creado tu pedido con el Pack 1x. Un asesor se pondra en contacto contigo pronto para "
-    "confirmar los detalles."
-)
-PROACTIVE_TEXTS: Final = {
-    "reminder": "Hola! Sigues interesado en tu pedido?",
-    "followup": "Hola! Quedo pendiente por si tienes alguna pregunta sobre tu pedido.",
-    "timeout_warning": "Tu sesion se cerrara pronto si no recibimos respuesta.",
-}
-DATA_REPLY, DATA_PROMOS, PROMOS_REPLY = (
-    "data_collection.reply",
-    "data_collection.promos",
-    "promos.reply",
-)
-MESSAGE, ORDER = "whatsapp.message.send", "crm.order.create"
-MAX_ATTEMPTS: Final = 4
-OWN_PREFIX: Final = "agents-stream:"
 
 # (session, asOf) -> the command that stands on a tool's topic, if one does.
 CommandAt = Callable[[str, int], dict[str, Any] | None]
-
-
-@dataclass
-class Armed:
-    """A deadline. `due_ms` is the earliest it may fire; a retry's latest is `latest_ms`."""
-
-    name: str
-    generation: int
-    armed_ms: int
-    due_ms: int
-    latest_ms: int
-    end: str = "standing"
-    ended_ms: int = 0
-
-
-@dataclass
-class Command:
-    """A command that must have been issued; `id` is "" where no topic has it."""
-
-    id: str
-    tool: str
-    inputs: dict[str, Any]
-    flow: str
-    then: str
-    run: int
-    attempt: int = 1
-    state: str = "awaiting"
-    action: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Run:
-    """A flow in progress."""
-
-    run: int
-    step: str
-    conversation: str
 
 
 class Story:
@@ -410,9 +365,3 @@ class Story:
         self.commands[command.id] = command
         self.issued.append((self._offset, tool, 1, inputs))
         return command
-
-
-def iso(at_ms: int) -> str:
-    """Milliseconds as SPEC has them in a session's state."""
-    moment = datetime.fromtimestamp(at_ms // 1000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{at_ms % 1000:03d}Z"

@@ -19,6 +19,7 @@ from tests.chaos.history import Sent, Try
 REQUEST_TIMEOUT_MS: Final = 4_000
 PAUSE_S: Final = 0.3
 NEXT_MS_S: Final = 0.002
+BARE_EVERY: Final = 3
 
 
 def now_ms() -> int:
@@ -50,7 +51,8 @@ class Engine:
     async def send(self, name: str, session: str, **data: Any) -> int:
         """Publish an event of a session; when Kafka stamped it, once it has acknowledged it.
 
-        A customer's message goes as bare data with its own id, all else as an envelope with an id.
+        A customer's message goes as bare data with its own id, most else as an envelope with an id,
+        and some as bare data without any: sent again, that is another event.
         """
         topic = "agent.operator" if name == "operator.action" else f"agent.{name}"
         whole = {"sessionId": session, **data}
@@ -58,6 +60,8 @@ class Engine:
         if name == "customer.message":
             whole["messageId"] = identity
             value = orjson.dumps(whole)
+        elif len(self.sent) % BARE_EVERY == 0:
+            identity, value = "", orjson.dumps(whole)
         else:
             value = orjson.dumps({"name": f"agent/{name}", "data": whole, "id": identity})
         return await self.publish(Sent(session, topic, f"agent/{name}", identity), value)

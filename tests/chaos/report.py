@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any, Final
 
-from tests.chaos.contract import DATA_REPLY, PROMOS_REPLY
+from tests.chaos.expected import DATA_REPLY, PROMOS_REPLY
 from tests.chaos.history import CHANGELOG, DEADLINES, JOURNAL, FaultDone, History
 from tests.chaos.reading import Reading, Violation, source_of
 
