@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -25,6 +26,9 @@ def main() -> int:
     # aiokafka has much to say while the broker is away; what matters is in the report.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    # The run's settings are its own, not those of whoever runs it.
+    for name in [name for name in os.environ if name.startswith("AGENTS_STREAM_")]:
+        del os.environ[name]
     wish = Wish(asked.seed, asked.minutes * 60, asked.store, asked.rate)
     command = f"make chaos MINUTES={asked.minutes:g} SEED={wish.seed} STORE={wish.store}"
     say(f"seed {wish.seed}; to repeat: {command}")

@@ -164,6 +164,7 @@ class Process:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=out,
                 stderr=out,
+                cwd=self.folder,  # no .env of whoever runs this
                 env={**os.environ, **self.environment, leash.VARIABLE: leash.STDIN},
                 start_new_session=True,
             )
