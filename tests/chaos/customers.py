@@ -13,6 +13,7 @@ from tests.chaos.engine import Engine, now_ms
 from tests.chaos.history import Sent, Timing
 
 MAX_AT_ONCE: Final = 400
+BURST: Final = 20
 FULL: Final = {"nombre": "Ana", "telefono": "300", "ciudad": "Cali", "direccion": "Calle 1"}
 NEAR_MS: Final = 130
 # What a timer and the way of a record cost: where a due time can only be guessed.
@@ -242,6 +243,11 @@ class Crowd:
             await asyncio.sleep(chance.expovariate(self._per_second))
             if len(self._talks) < MAX_AT_ONCE:
                 self._begin()
+
+    def burst(self) -> None:
+        """Begin many at once: what is killed now is in the middle of something."""
+        for _ in range(min(BURST, MAX_AT_ONCE - len(self._talks))):
+            self._begin()
 
     def _begin(self) -> None:
         self.begun += 1

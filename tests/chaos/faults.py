@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,6 +20,11 @@ from tests.chaos.plan import TOOLS, Fault
 from tests.chaos.processes import Process
 
 MIN_WORKERS: Final = 2
+STIR_MS: Final = 300
+# When the deadlines of a burst begin to be due (`run.TIMING`), and what calls then take.
+BURST_DUE_S: Final = 2.5
+CALL_MS: Final = 150
+CALLS: Final = 10
 KILL_LIMIT_S: Final = 10.0
 _MODES: Final = {
     "tool_fail": "fail",
@@ -44,6 +50,7 @@ class Saboteur:
     """Performs faults at their times; `finish` takes all of them back."""
 
     ground: Ground
+    stir: Callable[[], None]
     done: list[FaultDone] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -87,7 +94,24 @@ class Saboteur:
         else:
             await self._hit(fault)
 
+    async def _stir(self, fault: Fault) -> None:
+        """Have much under way when the fault comes, each time at another moment of it.
+
+        Half of the faults come when the burst begins, half when its deadlines are due and the
+        tools are called; those take a little longer then, so that a gateway is hit in a call.
+        """
+        self.stir()
+        if fault.pick % 2 and not fault.kind.startswith("gateway"):
+            await asyncio.sleep(fault.pick % STIR_MS / 1_000)
+            return
+        await asyncio.sleep(BURST_DUE_S)
+        for tool in TOOLS:
+            wish = {"tool": tool, "mode": "slow", "delayMs": CALL_MS, "times": CALLS}
+            await self._post_fault(wish)
+        await asyncio.sleep(fault.pick % STIR_MS / 1_000)
+
     async def _hit(self, fault: Fault) -> None:
+        await self._stir(fault)
         what, how = fault.kind.split("_")
         process = self._pick(
             self.ground.workers if what == "worker" else self.ground.gateways, fault
@@ -131,6 +155,7 @@ class Saboteur:
 
     async def _break_broker(self, fault: Fault) -> None:
         async with self._broker:
+            await self._stir(fault)
             began = now_ms()
             if fault.kind == "broker_pause":
                 pid = pid_of(embedded.files_of(self.ground.settings))
@@ -159,16 +184,22 @@ class Saboteur:
         elif fault.kind == "tool_fail":
             wish["status"] = 500
         began = now_ms()
-        async with AsyncExitStack() as stack:
-            http = await stack.enter_async_context(
-                httpx.AsyncClient(base_url=self.ground.sandbox_url, timeout=10)
-            )
+        name = await self._post_fault(wish)
+        try:
+            await asyncio.sleep(fault.for_s)
+        finally:
+            async with self._sandbox() as http:
+                await http.delete(f"/faults/{name}")
+            self._note(fault.kind, tool, began)
+
+    async def _post_fault(self, wish: dict[str, Any]) -> str:
+        """Have a tool misbehave; the name by which that is taken back."""
+        async with self._sandbox() as http:
             answer = (await http.post("/faults", json=wish)).raise_for_status()
-            try:
-                await asyncio.sleep(fault.for_s)
-            finally:
-                await http.delete(f"/faults/{answer.json()['id']}")
-                self._note(fault.kind, tool, began)
+        return str(answer.json()["id"])
+
+    def _sandbox(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.ground.sandbox_url, timeout=10, trust_env=False)
 
     def _note(self, kind: str, target: str, began: int, ended: int | None = None) -> None:
         self.done.append(FaultDone(kind, target, began, ended or now_ms()))

@@ -82,7 +82,7 @@ class Run:
         self.engine = Engine(self.settings.bootstrap_servers)
         self.crowd = Crowd(self.engine, TIMING, self.wish.seed, self.wish.per_second)
         self.saboteur = Saboteur(
-            Ground(self.settings, self.workers, self.gateways, self.sandbox.url)
+            Ground(self.settings, self.workers, self.gateways, self.sandbox.url), self.crowd.burst
         )
         self.reader = LogReader(self.settings.bootstrap_servers, PARTITIONS)
         self.began_at_ms = 0
