@@ -20,6 +20,7 @@ from agents_stream.kafka.appender import Appender, Line, Pending
 from agents_stream.kafka.connection import require_broker
 from agents_stream.kafka.engine import Engine, consumer_of, create_app
 from agents_stream.kafka.fail_stop import EXIT_DONE, end_now, fail_stop
+from agents_stream.kafka.letter_watch import LetterWatch
 from agents_stream.kafka.stage import exit_code_of
 from agents_stream.kafka.table import TABLE_NAME, SessionTable
 from agents_stream.kafka.topics import ACTIONS, CLOCK, JOURNAL, SESSIONS_CHANGELOG
@@ -53,6 +54,7 @@ class Worker:
         self.producer = AgentsStream.from_settings(settings)
         self.web = WebServer(settings, self.reads, self.producer)
         self._prober = Appender(settings, self.engine.clock)
+        self.letter_watch = LetterWatch(self.engine)
         self._tasks: list[asyncio.Task[None]] = []
         self.engine.assign_hooks.append(self._rebuild_wheel)
         metrics.SESSIONS.set_function(self.table.row_count)
@@ -102,6 +104,7 @@ class Worker:
         await self.web.start()
         await self._prober.start()
         await self._probe_clock()
+        await self.letter_watch.start()
         for part in (self.ingress, self.sessions, self.effects, self.timers):
             await part.start()
         self._tasks.append(asyncio.create_task(self._probe_for_ever(), name="clock"))
@@ -131,6 +134,7 @@ class Worker:
                 for part in (self.ingress, self.sessions, self.effects):
                     await part.stop()
                 await self._prober.stop()
+                await self.letter_watch.stop()
                 await self.web.stop()
                 await self.producer.close()
         except TimeoutError:

@@ -141,6 +141,6 @@ async def find_letters(
             if len(found) > MAX_LETTERS or held > MAX_HELD_BYTES:
                 raise TerminalError(
                     f"these are more than {MAX_LETTERS} letters or {MAX_HELD_BYTES >> 20} MiB:"
-                    " choose fewer with --since, --session or --reason"
+                    " choose fewer with --since, --until, --session or --reason"
                 )
     return sorted(found.values(), key=lambda letter: (letter.source_timestamp, letter.source))

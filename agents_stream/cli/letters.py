@@ -1,4 +1,4 @@
-"""`dead-letters list|redrive`: straight from Kafka, so that they work without a worker too."""
+"""`dead-letters list|show|redrive`: straight from Kafka, so that they work without a worker too."""
 
 import asyncio
 import heapq
@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from agents_stream.cli.options import CONNECTION, parse_moment, takes
+from agents_stream.cli.letter_choice import (
+    Choice,
+    Json,
+    Reasons,
+    Session,
+    Since,
+    Topics,
+    Until,
+    letter_id,
+)
+from agents_stream.cli.letter_show import show
+from agents_stream.cli.options import CONNECTION, takes
 from agents_stream.cli.output import note, print_json, print_table, progress_bar, say
 from agents_stream.settings import Settings
 
 if TYPE_CHECKING:
-    from agents_stream.dead_letters import Buried
     from agents_stream.redrive import Plan, Redriven
     from agents_stream.views.reads import Letter, LetterPlace
 
@@ -24,43 +34,12 @@ DEFAULT_LIMIT: Final = 100
 MAX_SHOWN: Final = 50
 EXIT_REFUSED: Final = 1
 
-Reasons = Annotated[
-    list[str] | None, typer.Option("--reason", help="Only those of this reason; may be repeated.")
-]
-Session = Annotated[str | None, typer.Option("--session", help="Only those of this session.")]
-Since = Annotated[
-    str | None,
-    typer.Option("--since", help="Only those written since: 2026-01-31T12:00:00Z, or 90m (ago)."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-class Choice:
-    """Which letters; a letter of no choice at all is wanted."""
-
-    def __init__(self, reasons: list[str] | None, session: str | None, since: str | None) -> None:
-        self.reasons = frozenset(reasons or ())
-        self.session = session
-        self.since_ms = None if since is None else parse_moment("--since", since)
-        self.places: frozenset[str] = frozenset()
-
-    def wants(self, letter: "Buried") -> bool:
-        """Whether a letter is one of them."""
-        from agents_stream.dead_letters import session_of
-
-        if self.reasons and letter.reason not in self.reasons:
-            return False
-        if self.places and letter.id not in self.places:
-            return False
-        if self.session is None:
-            return True
-        return self.session in {session_of(letter), (letter.key or b"").decode(errors="replace")}
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     letters = typer.Typer(help="What could not be accepted or performed.")
     letters.command("list")(list_letters)
+    letters.command("show")(show)
     letters.command("redrive")(redrive)
     app.add_typer(letters, name="dead-letters", no_args_is_help=True)
 
@@ -70,8 +49,10 @@ def list_letters(
     settings: Settings,
     *,
     reason: Reasons = None,
+    topic: Topics = None,
     session: Session = None,
     since: Since = None,
+    until: Until = None,
     limit: Annotated[int, typer.Option(min=1, help="How many.")] = DEFAULT_LIMIT,
     cursor: Annotated[
         str | None, typer.Option(help="Go on where a page ended: its nextCursor.")
@@ -80,7 +61,7 @@ def list_letters(
     json: Json = False,
 ) -> None:
     """List dead letters, the newest first."""
-    choice = Choice(reason, session, since)
+    choice = Choice(reason, topic, session, since, until, prefix=settings.topic_prefix)
     asyncio.run(_list(settings, choice, None if every else limit, _place(cursor), as_json=json))
 
 
@@ -118,7 +99,6 @@ async def _newest(
     from agents_stream.views.reads import Letter
 
     settings = await as_in_cluster(settings, DEAD_LETTERS)
-    chooses = bool(choice.reasons or choice.session)
     room = MAX_LETTERS if limit is None else limit + 1
     newest: list[tuple[LetterPlace, Letter]] = []
     async with aclosing(letter_lines(settings, choice.since_ms)) as lines:
@@ -126,13 +106,17 @@ async def _newest(
             letter = Letter(line.partition, line.offset, line.timestamp, line.key, line.value)
             if before is not None and letter.place >= before:
                 continue
-            buried = read_letter(line) if chooses else None
-            if chooses and (buried is None or not choice.wants(buried)):
+            if not choice.is_in_time(line.timestamp):
+                continue
+            buried = read_letter(line) if choice.reads_letters else None
+            if choice.reads_letters and (buried is None or not choice.wants(buried)):
                 continue
             heapq.heappush(newest, (letter.place, letter))
             if len(newest) > room:
                 if limit is None:
-                    raise TerminalError(f"more than {MAX_LETTERS} letters: use --since or --limit")
+                    raise TerminalError(
+                        f"more than {MAX_LETTERS} letters: use --since, --until or --limit"
+                    )
                 heapq.heappop(newest)
     return [letter for _, letter in sorted(newest, reverse=True)]
 
@@ -165,8 +149,10 @@ def redrive(
     ] = None,
     *,
     reason: Reasons = None,
+    topic: Topics = None,
     session: Session = None,
     since: Since = None,
+    until: Until = None,
     every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")
@@ -178,12 +164,13 @@ def redrive(
     json: Json = False,
 ) -> None:
     """Send dead letters in again, once their cause is repaired."""
-    if bool(places) == bool(every or reason or session or since):
+    if bool(places) == bool(every or reason or topic or session or since or until):
         raise typer.BadParameter(
-            "say which: TOPIC/PARTITION/OFFSET, or --reason, --session, --since or --all"
+            "say which: TOPIC/PARTITION/OFFSET, or --reason, --topic, --session, --since, --until"
+            " or --all"
         )
-    choice = Choice(reason, session, since)
-    choice.places = frozenset(_letter_id(place) for place in places or ())
+    choice = Choice(reason, topic, session, since, until, prefix=settings.topic_prefix)
+    choice.places = frozenset(letter_id(place) for place in places or ())
     asyncio.run(_redrive(settings, choice, dry_run=dry_run, asks=not yes, force=force, json=json))
 
 
@@ -217,15 +204,6 @@ async def _redrive(
     _tell(plan, sent, dry_run=dry_run, as_json=json)
     if plan.refused:
         raise typer.Exit(EXIT_REFUSED)
-
-
-def _letter_id(place: str) -> str:
-    parts = place.removeprefix("dl:").rsplit("/", 2)
-    if len(parts) != len(("topic", "partition", "offset")) or not (
-        parts[1].isdigit() and parts[2].isdigit()
-    ):
-        raise typer.BadParameter(f"{place!r} is no TOPIC/PARTITION/OFFSET")
-    return f"dl:{parts[0]}/{int(parts[1])}/{int(parts[2])}"
 
 
 def _show_plan(plan: "Plan") -> None:

@@ -6,12 +6,31 @@ from prometheus_client import Counter, Gauge, Histogram
 
 _MS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.5, 5, 30, 300)
 
+LETTER_REASONS: Final = (
+    "invalid_json",
+    "invalid_schema",
+    "unknown_event",
+    "too_large",
+    "reducer_error",
+    "retries_exhausted",
+    "tool_failed",
+    "tool_unknown",
+)
+"""What a worker buries for."""
+
 INPUTS: Final = Counter(
     "agents_stream_journal_entries", "Records accepted into the journal", ["name"]
 )
 KEYLESS: Final = Counter("agents_stream_keyless_records", "Accepted records without a key")
 DEAD_LETTERS: Final = Counter(
     "agents_stream_dead_letters", "Records and commands put into the dead letters", ["reason"]
+)
+for _reason in LETTER_REASONS:
+    # At zero from the start: of a series that begins with its first letter no increase is seen.
+    DEAD_LETTERS.labels(reason=_reason)
+LETTERS_WRITTEN: Final = Gauge(
+    "agents_stream_dead_letters_written",
+    "Records ever written to agent.dead_letters, by workers and gateways, at the last look",
 )
 DECISIONS: Final = Counter(
     "agents_stream_decisions", "Journal entries decided on", ["kind", "name"]

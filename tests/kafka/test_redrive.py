@@ -1,8 +1,7 @@
-"""`dead-letters list|redrive`: what was buried is seen, and sent in again when it can be."""
+"""`dead-letters redrive`: what was buried is sent in again when it can be, once and in order."""
 
 import base64
 import random
-import uuid
 from typing import Any
 
 import orjson
@@ -10,71 +9,12 @@ import pytest
 
 from agents_stream.core.errors import TerminalError
 from agents_stream.dead_letters import Buried, read_letter
-from agents_stream.kafka import ranges
 from agents_stream.kafka.topics import load_topics, partition_for
 from agents_stream.redrive import plan, prepare
 from agents_stream.settings import Settings
-from agents_stream.views.forms import letter_json
-from agents_stream.views.reads import Letter
 from tests.kafka.cluster import Cluster, cluster
-from tests.kafka.command_line import Answer, assert_told, cli
-
-WRITTEN_MS = 1_700_000_000_000
-
-
-async def redrive(seen: Cluster, *arguments: str) -> Answer:
-    """`dead-letters redrive`, as JSON."""
-    return await cli(seen.settings, "dead-letters", "redrive", *arguments, "--json")
-
-
-async def bury(
-    seen: Cluster,
-    content: object,
-    *,
-    topic: str = "agent.customer.message",
-    session: str = "s-1",
-    reason: str = "unknown_event",
-    **more: Any,
-) -> str:
-    """Write a dead letter as a worker before an upgrade did; its place in `redrive`'s words.
-
-    Its source is a record that is not there any more: a redrive needs the letter only.
-    """
-    full = seen.topic(topic)
-    partition = partition_for(session.encode(), seen.settings.partitions)
-    offset = more.pop("offset", uuid.uuid4().int % 1_000_000)
-    source = {"topic": full, "partition": partition, "offset": offset, "timestamp": WRITTEN_MS}
-    source["timestamp"] = more.pop("timestamp", WRITTEN_MS)
-    raw = content if isinstance(content, bytes) else orjson.dumps(content)
-    letter = {
-        "id": f"dl:{full}/{partition}/{offset}",
-        "reason": reason,
-        "detail": "of a test",
-        "source": source,
-        "key": session,
-        "value": raw.decode(),
-        "encoding": "utf-8",
-        **more,
-    }
-    await seen.producer.send_and_wait(
-        seen.topic("agent.dead_letters"), orjson.dumps(letter), key=session.encode()
-    )
-    return f"{full}/{partition}/{offset}"
-
-
-def message(session: str, text: str = "hola") -> dict[str, str]:
-    """The data of a customer's message."""
-    told = {"sessionId": session, "conversationId": "c", "content": text}
-    return {**told, "messageId": uuid.uuid4().hex}
-
-
-async def records(seen: Cluster, topic: str) -> list[Any]:
-    """What is on a topic now, in the order of time."""
-    name, count = seen.topic(topic), seen.settings.partitions
-    async with ranges.reader(seen.settings) as client:
-        spans = await ranges.bounds(client, [(name, number) for number in range(count)])
-        found = [line async for line in ranges.read(client, spans)]
-    return sorted(found, key=lambda line: (line.timestamp, line.offset))
+from tests.kafka.command_line import assert_told, cli
+from tests.kafka.letters import WRITTEN_MS, bury, message, records, redrive
 
 
 async def journal(seen: Cluster, session: str, name: str) -> list[dict[str, Any]]:
@@ -264,37 +204,6 @@ async def test_not_again_after_many_events(kafka_settings: Settings) -> None:
         )
         answer = await redrive(seen, place)
         assert (answer.json["redriven"], answer.json["before"]) == ([], [f"dl:{place}"])
-
-
-async def test_list(kafka_settings: Settings) -> None:
-    """`list` shows the newest first, as the API does; filters, pages and tables."""
-    async with cluster(kafka_settings) as seen:
-        places = [await bury(seen, message("s-1", str(number))) for number in range(5)]
-        places.append(await bury(seen, b"", session="s-2", reason="invalid_json", value="eA=="))
-        await seen.producer.send_and_wait(seen.topic("agent.dead_letters"), b"junk")
-
-        async def listed(*arguments: str) -> Any:
-            answer = await cli(seen.settings, "dead-letters", "list", *arguments, "--json")
-            assert answer.code == 0, answer
-            return answer.json
-
-        whole = await listed()
-        expected = [
-            letter_json(Letter(r.partition, r.offset, r.timestamp, r.key, r.value))
-            for r in await records(seen, "agent.dead_letters")
-        ]
-        assert sorted(map(str, whole["items"])) == sorted(map(str, expected))
-        assert whole["items"][0]["reason"] == "unreadable"
-        assert whole["nextCursor"] is None
-        page = await listed("--limit", "3")
-        rest = await listed("--limit", "50", "--cursor", page["nextCursor"])
-        assert page["items"] + rest["items"] == whole["items"]
-        assert len((await listed("--session", "s-1"))["items"]) == 5
-        assert len((await listed("--reason", "invalid_json"))["items"]) == 1
-        assert len((await listed("--since", "10m"))["items"]) == 7
-        assert (await listed("--since", "2100-01-01"))["items"] == []
-        table = await cli(seen.settings, "dead-letters", "list")
-        assert all(place in table.out for place in places)
 
 
 def buried(value: bytes | None, reason: str = "tool_failed", **more: Any) -> Buried:
