@@ -1,12 +1,15 @@
 """audit: replay the journal and compare it with what stands (SPEC §7: G3, G7, G8).
 
-The snapshot is taken backwards: first how far the workers' group has come, then the ends of the
-commands and of the changelog, last those of the journal. So whatever stands in one of them has its
+The snapshot is taken backwards: first how far the workers' group has come, then the ends of what it
+publishes and of the changelog, last those of the journal. So whatever stands in one of them has its
 cause below the end of the next, also while workers run.
 
     G8  the highest record of each session equals the replay of its journal up to that record;
         what the group has acknowledged is in it
     G3  in that replay each armed deadline ends once, or stands in the record
+    G6  in that replay each command ends once, with one outcome, or is pending in the record;
+        what stands on the topics of commands and outcomes was decided there
+    G1  what was decided and acknowledged stands on its topic
     G7  each message about an order follows the success of that order; every such message on the
         tool's topic is one of the replay's
 
@@ -15,6 +18,7 @@ at a time, so that memory holds the sessions of one partition.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -26,24 +30,24 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
 from agents_stream.core.errors import RetryableError
-from agents_stream.core.flows.promos import CREATED_TEXT
-from agents_stream.core.journal import Position, decode_entry
+from agents_stream.core.journal import Entry, Position, decode_entry
 from agents_stream.core.session import decode_record
 from agents_stream.kafka import ranges
 from agents_stream.kafka.connection import client_options
 from agents_stream.kafka.topics import (
+    ACTIONS,
     JOURNAL,
+    PROMOS_OFFERED,
     SESSIONS_CHANGELOG,
-    WHATSAPP_MESSAGE_SEND,
     load_topics,
 )
+from agents_stream.published import OUTWARD, OwnEvents, Published
 from agents_stream.replay import Replay, Report, Violation
 from agents_stream.settings import Settings
 
 PROGRESS_EVERY: Final = 500
 COORDINATOR_ATTEMPTS: Final = 40
 COORDINATOR_PAUSE_S: Final = 0.25
-_ANNOUNCED: Final = CREATED_TEXT.encode()
 
 OnProgress = Callable[[int, int], None]
 Spans = dict[tuple[str, int], tuple[int, int]]
@@ -57,54 +61,88 @@ async def audit(settings: Settings, on_progress: OnProgress) -> Report:
 
     """
     report = Report()
-    acknowledged = await _acknowledged(settings)
+    committed = await committed_offsets(settings)
     async with ranges.reader(settings) as client:
         log = _Log(client, on_progress)
-        messages = await log.spans(settings, WHATSAPP_MESSAGE_SEND)
+        outward = {name: await log.spans(settings, name) for name in OUTWARD}
+        offers = await log.spans(settings, PROMOS_OFFERED)
+        actions = await log.spans(settings, ACTIONS, since=committed)
         changelog = await log.spans(settings, SESSIONS_CHANGELOG)
         journal = await log.spans(settings, JOURNAL)
-        announced: set[str] = set()
-        unproved: set[str] = set()
+        own = OwnEvents()
+        async for line in log.read(offers):
+            own.take(line, offers)
         for (rows, span), (entries, journal_span) in zip(
             changelog.items(), journal.items(), strict=True
         ):
-            number, begin = entries[1], journal_span[0]
-            part = _Partition(entries, begin, acknowledged.get(number, 0), report, announced)
+            number, acknowledged = entries[1], committed.get(entries, 0)
+            unsaid = {place: span for place, span in actions.items() if place[1] == number}
+            waiting = await _waiting(log, unsaid, report)
+            published = Published(number, report, own, acknowledged, waiting)
+            part = _Partition(entries, journal_span[0], acknowledged, report, published)
             async for line in log.read({rows: span}):
                 part.take_row(line)
             async for line in log.read({entries: journal_span}):
                 part.take_entry(line)
             part.finish()
-            unproved |= part.unproved
-        async for line in log.read(messages):
-            _check_message(line, announced, unproved, report)
+            await _compare_published(log, outward, part)
     return report
 
 
+async def _waiting(log: "_Log", spans: Spans, report: Report) -> set[int]:
+    """The journal offsets whose actions the group has not said to be published."""
+    waiting: set[int] = set()
+    async for line in log.read(spans):
+        try:
+            waiting.add(orjson.loads(line.value or b"")["offset"])
+        except (ValueError, KeyError, TypeError) as error:
+            session_id = (line.key or b"").decode(errors="replace")
+            detail = f"a record of {line.topic} cannot be read: {error}"
+            report.add(Violation(session_id, "G8", detail, line.partition, line.offset))
+    return waiting
+
+
+async def _compare_published(log: "_Log", outward: dict[str, Spans], part: "_Partition") -> None:
+    """What one partition's decisions led to, against the same partition of the outward topics."""
+    empty = set()
+    for name, spans in outward.items():
+        [(place, span)] = [item for item in spans.items() if item[0][1] == part.place[1]]
+        if span[0] == span[1] > 0:
+            empty.add(name)
+        async for line in log.read({place: span}):
+            part.published.take(line, name, span[0], part.provable_since)
+    part.published.finish(empty, part.unproved)
+
+
+@dataclass(slots=True)
 class _Log:
     """Reads stretches and tells how much of all of them has been read."""
 
-    def __init__(self, client: Any, on_progress: OnProgress) -> None:
-        self._client = client
-        self._on_progress = on_progress
-        self._total = 0
-        self._done = 0
+    client: Any
+    on_progress: OnProgress
+    total: int = 0
+    done: int = 0
 
-    async def spans(self, settings: Settings, name: str) -> Spans:
-        """The stretches of a topic, from the first record to the present end."""
+    async def spans(
+        self, settings: Settings, name: str, since: dict[tuple[str, int], int] | None = None
+    ) -> Spans:
+        """The stretches of a topic, from the first record (or from `since`) to the present end."""
         topic = load_topics().name(name, settings.topic_prefix)
         places = [(topic, number) for number in range(settings.partitions)]
-        found = await ranges.bounds(self._client, places)
-        self._total += sum(end - begin for begin, end in found.values())
+        found = await ranges.bounds(self.client, places)
+        for place, (begin, end) in found.items():
+            start = begin if since is None else since.get(place, begin)
+            found[place] = (max(begin, min(start, end)), end)
+        self.total += sum(end - begin for begin, end in found.values())
         return {place: found[place] for place in places}
 
     async def read(self, spans: Spans) -> AsyncGenerator[ConsumerRecord, None]:
-        async with aclosing(ranges.read(self._client, spans)) as lines:
+        async with aclosing(ranges.read(self.client, spans)) as lines:
             async for line in lines:
                 yield line
-                self._done += 1
-                if self._done % PROGRESS_EVERY == 0:
-                    self._on_progress(self._done, self._total)
+                self.done += 1
+                if self.done % PROGRESS_EVERY == 0:
+                    self.on_progress(self.done, self.total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +166,19 @@ class _Partition:
     begin: int
     acknowledged: int
     report: Report
-    announced: set[str]
+    published: Published
+    announced: set[str] = field(default_factory=set)
+    began: dict[str, float] = field(default_factory=dict)
     rows: dict[str, _Row] = field(default_factory=dict)
     replays: dict[str, Replay] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     unproved: set[str] = field(default_factory=set)
+
+    def provable_since(self, session_id: str) -> float:
+        """From when on (in ms) the replay of a session knows what was decided."""
+        # Nothing is gone of a journal that begins at zero: whoever is not in it never was.
+        unknown = math.inf if self.begin > 0 else 0.0
+        return self.began.get(session_id, unknown)
 
     def take_row(self, line: ConsumerRecord) -> None:
         """A record of the changelog: the highest of its session wins, as at a recovery (G9)."""
@@ -164,6 +210,7 @@ class _Partition:
             if line.offset < self.acknowledged:
                 detail = "an entry was acknowledged that is not in the record"
                 self._violated(session_id, detail, line.offset)
+            self._read(session_id, line)
         elif session_id not in self.done:
             self._replay(session_id, line)
 
@@ -180,23 +227,32 @@ class _Partition:
             record = replay.record
             if record is not None and record.opened_offset < self.acknowledged:
                 self._violated(session_id, "it has no record", record.opened_offset)
-            self.report.standing += len(replay.standing)
+            self._count(replay)
         self.report.not_provable += len(self.unproved)
 
     def _replay(self, session_id: str, line: ConsumerRecord) -> None:
         replay = self.replays.get(session_id)
         if replay is None:
-            replay = Replay(session_id, self.place[1], self.report, self.announced)
+            replay = self._begun(session_id)
             self.replays[session_id] = replay
-        try:
-            entry = decode_entry(line.value or b"")
-        except (ValueError, KeyError, TypeError) as error:
-            self._violated(session_id, f"an entry cannot be read: {error}", line.offset)
+            # Of a life before this one, which retention has taken, nothing can be said.
+            self.began[session_id] = line.timestamp if self.begin > 0 else 0
+        entry = self._read(session_id, line)
+        if entry is None:
             del self.replays[session_id]
+            self.began[session_id] = math.inf
             self.done.add(session_id)
             return
         at = Position(line.topic, line.partition, line.offset, line.timestamp)
         replay.follow(entry, at)
+
+    def _read(self, session_id: str, line: ConsumerRecord) -> Entry | None:
+        """An entry of the journal; None for one that would end every worker that comes to it."""
+        try:
+            return decode_entry(line.value or b"")
+        except (ValueError, KeyError, TypeError) as error:
+            self._violated(session_id, f"an entry cannot be read: {error}", line.offset)
+            return None
 
     def _complete(self, session_id: str, row: _Row) -> None:
         """The replay has come to the record: compare, once, and let it go."""
@@ -205,34 +261,32 @@ class _Partition:
         self.done.add(session_id)
         replay = self.replays.pop(session_id, None)
         if replay is None:
-            replay = Replay(session_id, self.place[1], self.report, self.announced)
+            replay = self._begun(session_id)
         replay.compare(decode_record(row.raw))
+        self._count(replay)
+
+    def _begun(self, session_id: str) -> Replay:
+        place = self.place[1]
+        decide = self.published.decide
+        return Replay(session_id, place, self.report, self.announced, on_actions=decide)
+
+    def _count(self, replay: Replay) -> None:
+        """What is left open at the end of a replay."""
         self.report.standing += len(replay.standing)
+        pending = {} if replay.record is None else replay.record.pending
+        self.report.commands_pending += sum(one.state != "failed" for one in pending.values())
 
     def _violated(self, session_id: str, detail: str, offset: int | None) -> None:
         self.report.add(Violation(session_id, "G8", detail, self.place[1], offset))
 
 
-def _check_message(
-    line: ConsumerRecord, announced: set[str], unproved: set[str], report: Report
-) -> None:
-    """G7 on the tool's own topic: what went out there was decided here."""
-    if line.value is None or _ANNOUNCED not in line.value:
-        return
-    try:
-        command = orjson.loads(line.value)
-        told = command["inputs"]["message"] == CREATED_TEXT
-        command_id, session_id = str(command["id"]), str(command["sessionId"])
-    except (ValueError, KeyError, TypeError):
-        return  # no command: no tool performs it
-    if told and command_id not in announced and session_id not in unproved:
-        detail = f"{line.topic} tells of an order, and no decision did"
-        report.add(Violation(session_id, "G7", detail, line.partition, line.offset))
+async def committed_offsets(settings: Settings) -> dict[tuple[str, int], int]:
+    """How far the workers' group has come, by partition of each topic.
 
+    Raises:
+        RetryableError: Kafka cannot be read just now.
 
-async def _acknowledged(settings: Settings) -> dict[int, int]:
-    """Up to where the workers' group has applied the journal, by partition."""
-    topic = load_topics().name(JOURNAL, settings.topic_prefix)
+    """
     admin = AIOKafkaAdminClient(**client_options(settings))
     try:
         await admin.start()
@@ -241,7 +295,8 @@ async def _acknowledged(settings: Settings) -> dict[int, int]:
         raise RetryableError(f"Kafka cannot be read just now: {error!r}") from error
     finally:
         await admin.close()
-    return {tp.partition: found.offset for tp, found in offsets.items() if tp.topic == topic}
+    known = {(tp.topic, tp.partition): found.offset for tp, found in offsets.items()}
+    return {place: offset for place, offset in known.items() if offset >= 0}
 
 
 async def _offsets_of(admin: Any, group: str) -> dict[Any, Any]:

@@ -1,16 +1,17 @@
 """Replaying a session's journal, with an eye on the guarantees: the pure half of `audit`."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
 import orjson
 
-from agents_stream.core.actions import IssueCommand
+from agents_stream.core.actions import Action, IssueCommand, PublishOutcome
 from agents_stream.core.decider import Decision, apply
 from agents_stream.core.flows.promos import CREATED_TEXT, ORDER_TOOL
 from agents_stream.core.journal import Entry, Position
-from agents_stream.core.session import SessionRecord, encode_record
+from agents_stream.core.reasons import Reason
+from agents_stream.core.session import PendingCommand, SessionRecord, encode_record
 
 MAX_VIOLATIONS: Final = 1_000
 MAX_SHOWN_CHARS: Final = 200
@@ -48,7 +49,11 @@ class Report:
     cancelled: int = 0
     replaced: int = 0
     standing: int = 0
+    commands: int = 0
+    commands_ended: int = 0
+    commands_pending: int = 0
     order_messages: int = 0
+    published: int = 0
     not_provable: int = 0
     violation_count: int = 0
     violations: list[Violation] = field(default_factory=list)
@@ -72,7 +77,13 @@ class Report:
                 "replaced": self.replaced,
                 "standing": self.standing,
             },
+            "commands": {
+                "issued": self.commands,
+                "ended": self.commands_ended,
+                "pending": self.commands_pending,
+            },
             "orderMessages": self.order_messages,
+            "published": self.published,
             "notProvable": self.not_provable,
             "violationCount": self.violation_count,
             "violations": [
@@ -101,6 +112,8 @@ class Replay:
     standing: dict[tuple[str, int], int] = field(default_factory=dict)
     orders: dict[str, int] = field(default_factory=dict)
     order_ids: set[str] = field(default_factory=set)
+    ended: set[str] = field(default_factory=set)
+    on_actions: Callable[[str, Iterable[Action], Position], None] | None = None
 
     def follow(self, entry: Entry, at: Position) -> None:
         """Apply one entry and check what it did."""
@@ -108,6 +121,9 @@ class Replay:
         decision = apply(self.record, entry, at)
         self._check_deadlines(decision, at.offset)
         self._check_commands(decision, at.offset)
+        self._check_ends(entry, decision, at.offset)
+        if self.on_actions is not None:
+            self.on_actions(self.session_id, decision.actions, at)
         # The outbox is the reducer's bookkeeping (DESIGN §3); nothing here would ever empty it.
         self.record = None if decision.record is None else replace(decision.record, outbox={})
 
@@ -176,6 +192,49 @@ class Replay:
                 if not of_engine and order_id not in self.order_ids:
                     detail = f"the customer is told of the order {order_id}, which nothing proves"
                     self.violated("G7", detail, offset)
+
+    def _check_ends(self, entry: Entry, decision: Decision, offset: int) -> None:
+        """Each command begins once and ends once: with its result, or with its session."""
+        before = {} if self.record is None else self.record.pending
+        after = {} if decision.record is None else decision.record.pending
+        for command_id in after.keys() - before.keys():
+            self.report.commands += 1
+            if command_id in self.ended:
+                self.violated("G6", f"the command {command_id} stands again after its end", offset)
+        for command_id, command in before.items():
+            stands = after.get(command_id)
+            failed = stands is not None and stands.state == "failed" != command.state
+            if stands is not None and not failed:
+                continue
+            if stands is None:
+                self.ended.add(command_id)
+                self.report.commands_ended += command.state != "failed"
+            else:
+                self.report.commands_ended += 1
+            wrong = self._wrong_end(entry, decision, command)
+            if wrong is not None:
+                self.violated("G6", f"the command {command_id} {wrong}", offset)
+
+    def _wrong_end(self, entry: Entry, decision: Decision, command: PendingCommand) -> str | None:
+        """What is wrong with the end of a command, if anything is."""
+        assert self.record is not None
+        assert decision.record is not None
+        if self.record.status != decision.record.status or command.state == "failed":
+            return None  # the session closed or was opened afresh, or it had ended before
+        answered = entry.kind == "result" and entry.data.get("commandId") == command.id
+        if not answered and entry.name != "agent/operator.action":
+            return "vanished without a result"
+        outcomes = [
+            action
+            for action in decision.actions
+            if isinstance(action, PublishOutcome) and action.outcome["flow"] == command.flow
+        ]
+        goes_on = command.then == "ordered" and command.id not in decision.record.pending
+        run_over = command.state == "orphaned" or Reason.RUN_ENDED in decision.reasons
+        fewest = 0 if goes_on or run_over else 1
+        if fewest <= len(outcomes) <= 1:
+            return None
+        return f"ended with {len(outcomes)} outcomes"
 
     def compare(self, stands: SessionRecord) -> None:
         """Compare what stands with the replay up to its place in the journal (G8, G3)."""

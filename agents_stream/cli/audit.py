@@ -42,9 +42,11 @@ def audit(
 async def _audit(settings: Settings) -> "Report":
     from agents_stream.audit import audit as prove
     from agents_stream.cli.cluster import as_in_cluster
-    from agents_stream.kafka.topics import JOURNAL, SESSIONS_CHANGELOG, WHATSAPP_MESSAGE_SEND
+    from agents_stream.kafka.topics import ACTIONS, JOURNAL, PROMOS_OFFERED, SESSIONS_CHANGELOG
+    from agents_stream.published import OUTWARD
 
-    settings = await as_in_cluster(settings, JOURNAL, SESSIONS_CHANGELOG, WHATSAPP_MESSAGE_SEND)
+    read = (JOURNAL, SESSIONS_CHANGELOG, ACTIONS, PROMOS_OFFERED, *OUTWARD)
+    settings = await as_in_cluster(settings, *read)
     with progress_bar("replaying") as progress:
         return await prove(settings, progress)
 
@@ -53,11 +55,13 @@ def _show(report: "Report") -> None:
     say(f"{report.sessions} sessions replayed from {report.entries} journal entries")
     ends = f"{report.fired} fired, {report.cancelled} cancelled, {report.replaced} replaced"
     say(f"{report.armed} deadlines armed: {ends}, {report.standing} stand")
-    say(f"{report.order_messages} messages about orders")
+    ends = f"{report.commands_ended} ended, {report.commands_pending} pending"
+    say(f"{report.commands} commands: {ends}; {report.order_messages} messages about orders")
+    say(f"{report.published} commands, outcomes and dead letters compared with their topics")
     if report.not_provable:
         say(f"{report.not_provable} sessions cannot be proved: their first entries are gone")
     if not report.violation_count:
-        say("G3, G7 and G8 hold")
+        say("G3, G7 and G8 hold, and so do G1 and G6 for what was decided")
         return
     say(f"{report.violation_count} VIOLATIONS")
     shown = report.violations[:MAX_SHOWN]
