@@ -13,7 +13,7 @@ STORE ?= mixed
 SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check format bench chaos lock clean
+.PHONY: help install demo up test holes check format bench chaos lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ up: install ## Run everything on this machine until Ctrl-C
 
 test: install ## Run all tests, on real Kafka and in a real Chromium where there is one
 	$(PYTEST) -n $(JOBS) --dist loadfile
+
+holes: install ## Show what Faust as it comes loses at each of its holes, and what ours does
+	$(PYTEST) -q tests/holes
 
 check: install ## ruff, mypy strict, the tidy test, known vulnerabilities of what we depend on
 	$(BIN)/ruff check .
