@@ -73,9 +73,9 @@ class OurWorld:
         assert worker.process is not None
         return await asyncio.to_thread(worker.process.wait, SOON_S)
 
-    async def said(self, worker: WorkerProcess, text: str) -> None:
-        """Wait until a worker's log says this."""
-        await until(lambda: text in log_of(worker), worker.tail, SOON_S)
+    async def said(self, worker: WorkerProcess, text: str, count: int = 1) -> None:
+        """Wait until a worker's log says this, so often."""
+        await until(lambda: log_of(worker).count(text) >= count, worker.tail, SOON_S)
 
     async def journal(self) -> list[ConsumerRecord]:
         """Everything in the journal."""

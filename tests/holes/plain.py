@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,6 +144,13 @@ class PlainWorld:
         await self.producer.send_and_wait(self.events, value, key=key.encode(), partition=partition)
         return time.time()
 
+    async def send_all(self, keys: Iterable[str], value: bytes) -> None:
+        """Publish events in one batch."""
+        batch = self.producer.create_batch()
+        for key in keys:
+            assert batch.append(key=key.encode(), value=value, timestamp=None) is not None
+        await (await self.producer.send_batch(batch, self.events, partition=0))
+
     async def committed(self) -> int:
         """Below which offset of the first partition the group will never read again."""
         offsets = await self.admin.list_consumer_group_offsets(self.place)
@@ -173,7 +180,7 @@ class PlainWorld:
 @asynccontextmanager
 async def plain_world(settings: Settings, partitions: int = 1) -> AsyncIterator[PlainWorld]:
     """A topic of events and whoever looks at it; every program is ended afterwards."""
-    producer = AIOKafkaProducer(**client_options(settings), acks="all", max_request_size=2**25)
+    producer = AIOKafkaProducer(**client_options(settings), acks="all", max_batch_size=2**20)
     admin = AIOKafkaAdminClient(**client_options(settings))
     await producer.start()
     await admin.start()

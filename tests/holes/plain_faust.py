@@ -36,7 +36,7 @@ def plain_app(**settings: Any) -> faust.App:
         topic_replication_factor=1,
         broker_session_timeout=6.0,
         broker_heartbeat_interval=1.0,
-        broker_commit_interval=0.25,
+        broker_commit_interval=float(os.environ.get("HOLE_COMMIT_S", "0.25")),
         consumer_auto_offset_reset="earliest",
         **settings,
     )

@@ -10,11 +10,11 @@ from tests.holes.ours import log_of, our_world
 from tests.holes.plain import SOON_S, plain_world
 from tests.holes.seen import until
 
-pytestmark = pytest.mark.by_name
 HOLE = "A row of the changelog cannot be applied"
 AWAITED_S = 12.0  # recovery looks at its progress every 5 s
 
 
+@pytest.mark.by_name
 async def test_faust_recovers_for_ever(kafka_settings: Settings, found: Found) -> None:
     """Faust as it comes: a row of an older model; the program lives, and takes no event."""
     async with plain_world(kafka_settings) as world:

@@ -7,7 +7,6 @@ from tests.holes.conftest import Found
 from tests.holes.ours import log_of, our_world
 from tests.holes.plain import plain_world
 
-pytestmark = pytest.mark.by_name
 HOLE = "The rebuilding of the wheel raises after a recovery"
 TIMED_OUT = ("data_collection", "timeout", "sent_pending_message")
 
@@ -31,6 +30,7 @@ async def test_faust_goes_on_with_an_empty_wheel(kafka_settings: Settings, found
     found("'Worker ready', and 3 of 4 deadlines will never fire")
 
 
+@pytest.mark.by_name
 async def test_ours_ends_and_the_deadline_fires_later(
     kafka_settings: Settings, found: Found
 ) -> None:
