@@ -3,6 +3,7 @@
 import ast
 import re
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,21 @@ def test_the_tests_that_defend_a_guarantee_exist() -> None:
     assert len(named) > 50
     missing = [f"{path}::{name}" for path, name in named if name not in _functions(ROOT / path)]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    """On other pages likewise."""
+    named = NAMED_TEST.findall(page.read_text("utf-8"))
+    missing = [f"{path}::{name}" for path, name in named if name not in _functions(ROOT / path)]
+    assert missing == []
+
+
+def test_the_holes_are_those_of_the_faust_that_is_installed() -> None:
+    """docs/holes.md gives lines of these versions: with another one, run `make holes` and look."""
+    text = (DOCS / "holes.md").read_text("utf-8")
+    for package in ("faust-streaming", "aiokafka"):
+        assert f"{package} {version(package)}" in text
 
 
 def test_every_guarantee_has_its_chapter_with_tests() -> None:
