@@ -5,7 +5,6 @@ The same situations that a plain Faust program meets in `plain_faust.py`.
 
 import asyncio
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ import structlog
 
 from agents_stream.cli import main as command_line
 from agents_stream.kafka.consumer import Batch
-from agents_stream.stages.ingress import Ingress
 from agents_stream.stages.sessions import Sessions
 from agents_stream.stages.timers import Timers
 
@@ -58,21 +56,8 @@ def rebuilding() -> None:
     Timers.rebuild = broken  # type: ignore[method-assign]
 
 
-def blocking() -> None:
-    """Ingress holds the event loop for 0.4 s when it meets a session named `block`."""
-    work = Ingress.work
-
-    async def held(self: Ingress, batches: Sequence[Batch]) -> None:
-        if _named(batches, b"block"):
-            log.info("blocking")
-            time.sleep(0.4)  # noqa: ASYNC251 - the point of it
-        await work(self, batches)
-
-    Ingress.work = held  # type: ignore[method-assign]
-
-
 ACCIDENTS: dict[str, Callable[[], None]] = {
-    accident.__name__: accident for accident in (raising, slow, rebuilding, blocking)
+    accident.__name__: accident for accident in (raising, slow, rebuilding)
 }
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,11 @@ class OurWorld:
         self, accident: str | None = None, broker: str | None = None, **more: str
     ) -> WorkerProcess:
         """A worker, started. `broker`: a proxy's address, if it is to go through one."""
+        program = ["tests.holes.our_worker", *([accident] if accident else [])]
+        return self.run(program, broker, **more)
+
+    def run(self, program: Sequence[str], broker: str | None = None, **more: str) -> WorkerProcess:
+        """A program of ours with a worker's settings, started."""
         port = free_port()
         place = self.settings.data_dir / f"worker-{port}"
         place.mkdir(parents=True)
@@ -59,7 +64,7 @@ class OurWorld:
         )
         with open(worker.log, "wb") as out:  # noqa: PTH123 - handed to the child
             worker.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.holes.our_worker", *([accident] if accident else [])],
+                [sys.executable, "-m", *program],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
