@@ -1,6 +1,7 @@
 """A short stall of the program leaves a partition out of the next long poll, of 1.5 s."""
 
 import re
+from statistics import median
 
 from agents_stream.settings import Settings
 from tests.holes.conftest import Found
@@ -46,13 +47,10 @@ async def test_ours_takes_it_at_once(kafka_settings: Settings, found: Found) -> 
     async with our_world(kafka_settings, partitions=2) as world:
         program = world.run(["tests.holes.our_engine"])
         await world.said(program, "started")
-        waits = []
-        for attempt in range(ATTEMPTS):
-            waits.append(await _ours_waits_s(world, program, attempt))
-            if waits[-1] < LONG_S:
-                break
-        assert min(waits) < LONG_S, waits
-    found(f"the next event lay in Kafka for {min(waits):.2f} s")
+        waits = [await _ours_waits_s(world, program, number) for number in range(ATTEMPTS)]
+        usual_s = median(waits)
+        assert usual_s < LONG_S, waits
+    found(f"the next event lay in Kafka for {usual_s:.2f} s")
 
 
 async def _ours_waits_s(world: OurWorld, program: WorkerProcess, attempt: int) -> float:
