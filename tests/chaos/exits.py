@@ -13,11 +13,11 @@ from tests.chaos.history import Exit, FaultDone
 # it says: the fence is met at once, an ack is awaited for half a minute, a start waits for 25 s,
 # and the watchdog sees what stands still for a minute.
 BROKER_ECHO_MS: Final = {
-    "refused a record of the table as too old": 15_000,
+    "refused a record of the table as too old": 12_000,
     "watchdog:": 75_000,
     "": 40_000,
 }
-PAUSE_ECHO_MS: Final = 20_000
+PAUSE_ECHO_MS: Final = 12_000
 BROKER_FAULTS: Final = {"broker_kill", "broker_stop", "broker_pause"}
 KILLS: Final = {"worker_kill": -9, "gateway_kill": -9}
 
