@@ -23,6 +23,7 @@ from agents_stream.kafka.topics import (
 )
 from agents_stream.settings import Settings
 from agents_stream.stages.gateway import run_gateway
+from agents_stream.stages.gateway.consuming import OrderedConsumer
 from agents_stream.stages.gateway.memory import marker_of
 from tests.conftest import free_port
 from tests.kafka.gateway_world import (
@@ -269,3 +270,16 @@ async def test_what_cannot_work_is_said_at_once(kafka_settings: Settings) -> Non
     url = "http://127.0.0.1:9/x"
     with pytest.raises(TerminalError, match="topics apply"):
         await run_gateway(kafka_settings.model_copy(update={"crm_url": url}), asyncio.Event())
+
+
+async def test_a_part_that_ends_unasked_is_no_clean_stop(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G11: exit code 0 is for who was asked to stop; whatever else ends a gateway is told."""
+
+    async def end_quietly(_self: OrderedConsumer, _stop: asyncio.Event) -> None:
+        return
+
+    monkeypatch.setattr(OrderedConsumer, "run", end_quietly)
+    with pytest.raises(TerminalError, match="nobody asked it to"):
+        await asyncio.wait_for(run_gateway(world.settings, asyncio.Event()), 30)
