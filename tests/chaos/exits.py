@@ -4,6 +4,7 @@ A process that was told to end must end as told. One that ends by itself must sa
 that fit a fault which it can have felt: the broker was away, or it had been paused.
 """
 
+import signal
 from collections.abc import Iterable
 from typing import Final
 
@@ -19,6 +20,8 @@ BROKER_ECHO_MS: Final = {
 }
 PAUSE_ECHO_MS: Final = 12_000
 BROKER_FAULTS: Final = {"broker_kill", "broker_stop", "broker_pause"}
+# A process that is still loading Python has not heard of signals yet.
+YOUNG_S: Final = 3.0
 KILLS: Final = {"worker_kill": -9, "gateway_kill": -9}
 
 # Words that are clear. What is a fault of ours by its own account is never explained.
@@ -50,6 +53,8 @@ def _not_as_told(one: Exit, done: list[FaultDone]) -> str | None:
     """A kill ends with -9, a wish with 0; without a broker a clean stop may not be possible."""
     wanted = KILLS.get(one.cause or "", 0)
     if one.code == wanted:
+        return None
+    if wanted == 0 and one.code == -signal.SIGTERM and one.lived_s < YOUNG_S:
         return None
     broker = [fault for fault in done if fault.kind in BROKER_FAULTS]
     if wanted == 0 and one.code in {1, 3} and any(_felt(one, fault) for fault in broker):

@@ -107,6 +107,7 @@ class Exit:
     at_ms: int
     cause: str | None
     words: str
+    lived_s: float = 60.0
 
 
 @dataclass

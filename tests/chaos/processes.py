@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,6 @@ class Process:
     _again_s: float = OWN_RESTART_S
     _wanted: asyncio.Event = field(default_factory=asyncio.Event)
     paused: bool = False
-    starts: int = 0
 
     @property
     def log(self) -> Path:
@@ -149,10 +149,11 @@ class Process:
             size = self.log.stat().st_size if self.log.exists() else 0
             self._cause, self._again_s = None, OWN_RESTART_S
             self._child = await self._spawn()
-            self.starts += 1
+            began = time.monotonic()
             code = await self._child.wait()
             words = "" if self._cause else last_words(self.log, size)
-            self.exits.append(Exit(self.name, code, now_ms(), self._cause, words))
+            lived_s = round(time.monotonic() - began, 1)
+            self.exits.append(Exit(self.name, code, now_ms(), self._cause, words, lived_s))
             await asyncio.sleep(self._again_s)
 
     async def _spawn(self) -> asyncio.subprocess.Process:

@@ -205,6 +205,7 @@ def test_a_session_that_the_table_does_not_have(history: History) -> None:
         Exit("worker-1", 0, 5_000, None, "(nothing)"),
         Exit("worker-0", 1, 500, "worker_term", ""),
         Exit("worker-0", -11, 500, "worker_kill", ""),
+        Exit("worker-0", -15, 500, "worker_term", ""),
         Exit("worker-0", 1, 5_000, None, "worker ends itself: AssertionError: no"),
         Exit("worker-0", 1, 5_000, None, "this is a fault of agents-stream: KeyError"),
         Exit("worker-0", 1, 5_000, None, "a line of something else"),
@@ -229,6 +230,7 @@ def test_an_exit_that_no_fault_explains(history: History, one: Exit) -> None:
         Exit("worker-0", 0, 1_500, "worker_term", ""),
         Exit("worker-0", 1, 199_000, "worker_term", ""),
         Exit("gateway-0", -9, 1_500, "gateway_kill", ""),
+        Exit("gateway-0", -15, 1_500, "gateway_term", "", lived_s=0.5),
     ],
     ids=lambda one: f"{one.cause} {one.code} {one.words}",
 )
