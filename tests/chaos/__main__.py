@@ -34,6 +34,9 @@ def main() -> int:
     say(f"seed {wish.seed}; to repeat: {command}")
     folder = asked.data or Path(tempfile.mkdtemp(prefix="chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        say(f"{folder} holds something: a run begins with an empty folder")
+        return 2
     try:
         report = asyncio.run(_run(wish, folder))
     except (KeyboardInterrupt, asyncio.CancelledError):
