@@ -36,6 +36,7 @@ from agents_stream.core.session import (
     content_size,
     empty_state,
 )
+from agents_stream.core.stub import stub
 
 Rule = Callable[[SessionRecord, do.Cause], Iterator[do.Instruction]]
 
@@ -255,7 +256,7 @@ def _keep_books(
         outbox = {**outbox, at.offset: tuple(encode_action(action) for action in actions)}
     # The latest time, as for the journal's position: a broker's clock may go back.
     _, latest = record.seen.get(source.place, (-1, -1))
-    return replace(
+    kept = replace(
         _moved(record, at),
         seen={**record.seen, source.place: (source.offset, max(source.timestamp, latest))},
         recent_ids=recent,
@@ -263,6 +264,7 @@ def _keep_books(
         home=source.partition if _shows_home(entry) else record.home,
         outbox=outbox,
     )
+    return stub(kept)
 
 
 def _shows_home(entry: Entry) -> bool:

@@ -4,7 +4,7 @@ import asyncio
 import heapq
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final, Protocol
 
@@ -23,7 +23,7 @@ from agents_stream.views.queries import (
     timers_cursor,
 )
 from agents_stream.views.reads import Letter, Reads
-from agents_stream.views.timeline import MAX_PAGE_BYTES, read_stretch
+from agents_stream.views.timeline import MAX_PAGE_BYTES, read_state, read_stretch
 
 MAX_SCANNED: Final = 100_000
 """A page of sessions looks at so many records; what lies beyond is for its cursor."""
@@ -80,8 +80,13 @@ class LocalViews:
         self._scans = asyncio.Semaphore(SCANS_AT_ONCE)
 
     async def session(self, session_id: str) -> Json:
-        """One session of this worker."""
-        return session_json(self._own(session_id))
+        """One session of this worker; the state of a closed one is told by its journal."""
+        record = self._own(session_id)
+        if record.state:
+            return session_json(record)
+        async with self._bounded("the journal of this session"):
+            state = await read_state(self._reads.journal(session_id), record)
+        return session_json(record if state is None else replace(record, state=state))
 
     async def timeline(self, session_id: str, query: TimelineQuery) -> Page:
         """The timeline of a session of this worker."""

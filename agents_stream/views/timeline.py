@@ -6,7 +6,7 @@ the entries once more gives what each of them led to, and why.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
@@ -34,6 +34,28 @@ async def read_stretch(journal: Journal, query: TimelineQuery) -> tuple[list[dic
     """Fold a journal; return the items asked for and whether there are more beyond them."""
     async with aclosing(journal), aclosing(_fold(journal, query)) as items:
         return await (_oldest(items, query) if query.order == "asc" else _newest(items, query))
+
+
+async def read_state(journal: Journal, closed: SessionRecord) -> Mapping[str, Any] | None:
+    """The state that a session had when it was closed; None where its journal does not tell.
+
+    The record of a closed session keeps no state (`core/stub.py`).
+    """
+    record: SessionRecord | None = None
+    state: Mapping[str, Any] | None = None
+    async with aclosing(journal):
+        async for entry, at in journal:
+            if record is None and at.offset > closed.opened_offset:
+                return None  # its first entries are gone
+            record = apply(record, entry, at).record
+            if record is None:
+                continue
+            record = replace(record, outbox={})
+            if record.status == "open":
+                state = record.state
+            if at.offset >= closed.journal_offset:
+                break
+    return state
 
 
 async def _oldest(items: Items, query: TimelineQuery) -> tuple[list[dict[str, Any]], bool]:

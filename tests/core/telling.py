@@ -14,7 +14,7 @@ from agents_stream.core.actions import (
 )
 from agents_stream.core.decider import Decision
 from agents_stream.core.journal import Entry, Position
-from agents_stream.core.session import SessionRecord, iso
+from agents_stream.core.session import SessionRecord, empty_state, iso
 
 # The texts of SPEC §4, by the names that the transcripts give them.
 TEXTS: Final = {
@@ -80,10 +80,11 @@ class Teller:
             yield f"knows {compact(known)}"
         if after.paused is not before.paused:
             yield "pauses" if after.paused else "resumes"
+        had = before.state or empty_state()  # of a closed session nothing is kept
         changed = {
-            key: self._news(before.state.get(key), value)
+            key: self._news(had.get(key), value)
             for key, value in after.state.items()
-            if compact(value) != compact(before.state.get(key))
+            if compact(value) != compact(had.get(key))
         }
         if after.mode != before.mode:
             changed = {"mode": after.mode, **changed}

@@ -112,6 +112,10 @@ class Log:
         read = [(decode_entry(raw), at) for raw, at in self._journal[self.partition_of(session_id)]]
         return [(entry, at) for entry, at in read if entry.session_id == session_id]
 
+    def lose_head(self, session_id: str) -> None:
+        """Retention takes the first entry of a session's partition."""
+        del self._journal[self.partition_of(session_id)][0]
+
     def _append(
         self, kind: EntryKind, name: str, session_id: str, data: Mapping[str, Any]
     ) -> Decision:
@@ -122,7 +126,8 @@ class Log:
         raw = encode_entry(Entry(kind, name, session_id, data, source, Durations()))
         lines = self._journal[partition]
         # Journal offsets have gaps, and its clock is a little later than the source's.
-        at = Position("session.journal", partition, 3 * len(lines) + 1, self.now_ms + 2)
+        offset = lines[-1][1].offset + 3 if lines else 1
+        at = Position("session.journal", partition, offset, self.now_ms + 2)
         lines.append((raw, at))
         row = self.rows.get(session_id)
         decision = apply(decode_record(row) if row else None, decode_entry(raw), at)

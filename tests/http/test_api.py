@@ -67,6 +67,26 @@ async def test_a_session_is_shown_as_the_contract_says() -> None:
     assert session["state"]["proactive_started_at"] == "2026-01-31T12:00:00.002Z"
 
 
+async def test_a_closed_session_shows_the_state_that_it_had() -> None:
+    """Its record keeps none: the journal tells it, or nobody, where the beginning is gone."""
+    log = Log()
+    log.start("s1")
+    log.event("s1", "agent/data.captured", data={"nombre": "Ana"})
+    log.event("s1", "agent/session.close", reason="completed")
+    log.event("s1", "agent/data.captured", data={"nombre": "too late"})
+    assert log.record("s1").state == {}
+    async with run_cluster(log) as cluster:
+        session = await ok(f"{cluster.urls[0]}/api/sessions/s1")
+        assert (session["status"], session["version"]) == ("closed", 2)
+        assert session["state"]["datos_capturados"] == {"nombre": "Ana"}
+        log.lose_head("s1")
+        assert (await ok(f"{cluster.urls[0]}/api/sessions/s1"))["state"] == {}
+        log.start("s1", mode="again")
+        again = await ok(f"{cluster.urls[0]}/api/sessions/s1")
+        assert again["state"]["datos_capturados"] == {}
+        assert again["version"] == 3
+
+
 async def test_a_command_that_failed_for_good_is_no_longer_pending() -> None:
     """It stands in `failedCommands`, where an operator finds its id."""
     log = Log()
