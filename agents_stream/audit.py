@@ -21,7 +21,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -29,11 +29,13 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
+from agents_stream.core.decider import apply
 from agents_stream.core.errors import RetryableError
 from agents_stream.core.journal import Entry, Position, decode_entry
-from agents_stream.core.session import decode_record
+from agents_stream.core.session import SessionRecord, decode_record
 from agents_stream.kafka import ranges
 from agents_stream.kafka.connection import client_options
+from agents_stream.kafka.row_fold import RowFold
 from agents_stream.kafka.topics import (
     ACTIONS,
     JOURNAL,
@@ -82,6 +84,7 @@ async def audit(settings: Settings, on_progress: OnProgress) -> Report:
             part = _Partition(entries, journal_span[0], acknowledged, report, published)
             async for line in log.read({rows: span}):
                 part.take_row(line)
+            part.end_rows()
             async for line in log.read({entries: journal_span}):
                 part.take_entry(line)
             part.finish()
@@ -173,6 +176,12 @@ class _Partition:
     replays: dict[str, Replay] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     unproved: set[str] = field(default_factory=set)
+    beyond: dict[str, SessionRecord] = field(default_factory=dict)
+    _raws: dict[bytes, bytes | None] = field(default_factory=dict)
+    _fold: RowFold = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._fold = RowFold(self._raws.get)
 
     def provable_since(self, session_id: str) -> float:
         """From when on (in ms) the replay of a session knows what was decided."""
@@ -182,21 +191,27 @@ class _Partition:
 
     def take_row(self, line: ConsumerRecord) -> None:
         """A record of the changelog: the highest of its session wins, as at a recovery (G9)."""
-        if line.key is None or line.value is None:
-            return
-        session_id = line.key.decode(errors="replace")
-        try:
-            record = decode_record(line.value)
-        except (ValueError, KeyError, TypeError) as error:
-            detail = f"a record of the changelog cannot be read: {error}"
-            self._violated(session_id, detail, None)
-            return
-        row = _Row(
-            (record.journal_timestamp, record.journal_offset), record.opened_offset, line.value
-        )
-        known = self.rows.get(session_id)
-        if known is None or row.position > known.position:
-            self.rows[session_id] = row
+        if line.key is not None:
+            self._fold.take(line.key, line.value)
+            self._raws.update(self._fold.drain())
+
+    def end_rows(self) -> None:
+        """The changelog is read: the journal follows."""
+        for key, raw in self._raws.items():
+            session_id = key.decode(errors="replace")
+            if raw is None:
+                continue
+            try:
+                record = decode_record(raw)
+            except (ValueError, KeyError, TypeError) as error:
+                self._fold.unreadable.setdefault(key, str(error))
+                continue
+            place = record.journal_timestamp, record.journal_offset
+            self.rows[session_id] = _Row(place, record.opened_offset, raw)
+        for key, words in self._fold.unreadable.items():
+            detail = f"a record of the changelog cannot be read: {words}"
+            self._violated(key.decode(errors="replace"), detail, None)
+        self._raws.clear()
 
     def take_entry(self, line: ConsumerRecord) -> None:
         """An entry of the journal: replayed up to the record of its session, not beyond."""
@@ -210,7 +225,7 @@ class _Partition:
             if line.offset < self.acknowledged:
                 detail = "an entry was acknowledged that is not in the record"
                 self._violated(session_id, detail, line.offset)
-            self._read(session_id, line)
+            self._foresee(session_id, row, line)
         elif session_id not in self.done:
             self._replay(session_id, line)
 
@@ -253,6 +268,21 @@ class _Partition:
         except (ValueError, KeyError, TypeError) as error:
             self._violated(session_id, f"an entry cannot be read: {error}", line.offset)
             return None
+
+    def _foresee(self, session_id: str, row: _Row, line: ConsumerRecord) -> None:
+        """What an entry beyond the record will lead to.
+
+        It may be published already: a rebuilt record is behind what its session had done.
+        """
+        entry = self._read(session_id, line)
+        if entry is None:
+            return
+        at = Position(line.topic, line.partition, line.offset, line.timestamp)
+        before = self.beyond.get(session_id) or decode_record(row.raw)
+        decision = apply(before, entry, at)
+        self.published.decide(session_id, decision.actions, at)
+        assert decision.record is not None
+        self.beyond[session_id] = replace(decision.record, outbox={})
 
     def _complete(self, session_id: str, row: _Row) -> None:
         """The replay has come to the record: compare, once, and let it go."""

@@ -116,7 +116,11 @@ def takes(*shown: str, log_level: str = "warning") -> Callable[[Command], Comman
         def run(ctx: typer.Context, **values: Any) -> None:
             from agents_stream.cli.logs import configure_logging  # noqa: PLC0415 - rich is slow
 
-            settings = read_settings({**(ctx.obj or {}), **_take_flags(values)})
+            given = {**(ctx.obj or {}), **_take_flags(values)}
+            if ctx.invoked_subcommand is not None:  # of a group that is a command as well
+                ctx.obj = given
+                return
+            settings = read_settings(given)
             configure_logging(settings, log_level)
             command(settings=settings, **values)
 

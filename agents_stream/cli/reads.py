@@ -9,6 +9,7 @@ import typer
 
 from agents_stream.cli.options import WEB, duration_text, takes
 from agents_stream.cli.output import print_json, print_raw_json, print_table, say, visible
+from agents_stream.cli.rebuild import rebuild
 from agents_stream.settings import Settings
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs: --help stays quick
@@ -33,7 +34,10 @@ def register(app: typer.Typer) -> None:
     sessions.command("list")(list_sessions)
     sessions.command("show")(show_session)
     app.add_typer(sessions, name="sessions", no_args_is_help=True)
-    app.command("timers")(timers)
+    deadlines = typer.Typer(help="List armed deadlines, the next one first; repair them.")
+    deadlines.callback(invoke_without_command=True)(timers)
+    deadlines.command("rebuild")(rebuild)
+    app.add_typer(deadlines, name="timers")
     app.command("timeline")(timeline)
 
 

@@ -8,7 +8,8 @@ last record read. Ours, in its place in Faust's TableManager:
    be another's past), or from rows that a clean stop left on disk.
 3. The changelog is read to its end by a consumer of its own. The record with the **highest
    journal position** wins, not the last one (G9); where a lower record follows a higher one (a
-   paused worker wrote late) the winner is written again, before compaction drops it.
+   paused worker wrote late) the winner is written again, before compaction drops it. A tombstone
+   takes away what came before it.
 4. The stages are told (the wheel is rebuilt from the rows), then the streams go to their
    committed offsets, then the flow resumes.
 
@@ -34,6 +35,7 @@ from agents_stream.kafka import metrics
 from agents_stream.kafka.appender import Appender, Line, Pending
 from agents_stream.kafka.connection import client_options
 from agents_stream.kafka.fail_stop import fail_stop
+from agents_stream.kafka.row_fold import RowFold
 from agents_stream.kafka.store import PartitionStore
 from agents_stream.kafka.topics import SESSIONS_CHANGELOG, load_topics
 
@@ -201,27 +203,26 @@ class ChangelogRecovery(Service):
         self, reader: Any, tps: dict[TopicPartition, PartitionStore], ends: dict[Any, int]
     ) -> dict[int, set[bytes]]:
         """Apply the changelog up to `ends`; the keys for which a lower record came later."""
-        from agents_stream.kafka.table import later  # noqa: PLC0415 - the table imports faust
-
-        beaten: dict[int, set[bytes]] = {}
+        folds = {tp: RowFold(store.get) for tp, store in tps.items()}
         unfinished = set(tps)
         while unfinished:
             fetched = await reader.getmany(timeout_ms=_POLL_MS)
             for tp, records in fetched.items():
                 self.progress_at = time.monotonic()
-                rows: dict[bytes, bytes] = {}
                 for record in records:
-                    if record.key is None or record.value is None:
-                        continue
-                    known = rows.get(record.key) or tps[tp].get(record.key)
-                    if later(record.value, known):
-                        rows[record.key] = record.value
-                    elif record.value != known:
-                        beaten.setdefault(tp.partition, set()).add(record.key)
-                tps[tp].put_many(rows)
+                    if record.key is not None:
+                        folds[tp].take(record.key, record.value)
+                tps[tp].put_many(folds[tp].drain())
                 await asyncio.sleep(0)
             unfinished = {tp for tp in unfinished if await reader.position(tp) < ends[tp]}
-        return beaten
+        unreadable = [key for fold in folds.values() for key in fold.unreadable]
+        if unreadable:
+            sessions = ", ".join(repr(key.decode(errors="replace")) for key in unreadable[:3])
+            fail_stop(
+                f"{len(unreadable)} records of the changelog cannot be read ({sessions}): "
+                "`agents-stream timers rebuild` repairs them from the journal"
+            )
+        return {tp.partition: fold.beaten for tp, fold in folds.items() if fold.beaten}
 
     async def _write_winners(
         self,

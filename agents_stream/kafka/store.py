@@ -30,8 +30,8 @@ class PartitionStore(Protocol):
     def get(self, key: bytes) -> bytes | None:
         """The row of `key`."""
 
-    def put_many(self, rows: Mapping[bytes, bytes]) -> None:
-        """Write rows."""
+    def put_many(self, rows: Mapping[bytes, bytes | None]) -> None:
+        """Write rows; None takes one away."""
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All rows."""
@@ -58,9 +58,13 @@ class MemoryStore:
         """The row of `key`."""
         return self._rows.get(key)
 
-    def put_many(self, rows: Mapping[bytes, bytes]) -> None:
-        """Write rows."""
-        self._rows.update(rows)
+    def put_many(self, rows: Mapping[bytes, bytes | None]) -> None:
+        """Write rows; None takes one away."""
+        for key, row in rows.items():
+            if row is None:
+                self._rows.pop(key, None)
+            else:
+                self._rows[key] = row
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All rows, by key."""
@@ -102,12 +106,15 @@ class RocksStore:
         row: bytes | None = self._db.get(key)
         return row
 
-    def put_many(self, rows: Mapping[bytes, bytes]) -> None:
-        """Write rows, all or none."""
-        self._count += sum(1 for key in rows if key not in self._db)
+    def put_many(self, rows: Mapping[bytes, bytes | None]) -> None:
+        """Write rows, all or none; None takes one away."""
         batch = WriteBatch(raw_mode=True)
         for key, row in rows.items():
-            batch.put(key, row)
+            self._count += (row is not None) - (key in self._db)
+            if row is None:
+                batch.delete(key)
+            else:
+                batch.put(key, row)
         self._db.write(batch)
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:

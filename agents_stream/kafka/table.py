@@ -13,7 +13,6 @@ import faust
 import structlog
 from yarl import URL
 
-from agents_stream.core.session import journal_position
 from agents_stream.kafka.store import MemoryStore, PartitionStore, RocksStore
 
 if TYPE_CHECKING:
@@ -62,8 +61,8 @@ class SessionTable(faust.Table[bytes, bytes]):
         store = self.partitions_owned.get(partition)
         return None if store is None else store.get(key)
 
-    def install(self, partition: int, rows: Mapping[bytes, bytes], next_offset: int) -> None:
-        """Write rows that the changelog has acknowledged up to `next_offset`."""
+    def install(self, partition: int, rows: Mapping[bytes, bytes | None], next_offset: int) -> None:
+        """Write rows that the changelog has acknowledged up to `next_offset`; None: it is gone."""
         self.partitions_owned[partition].put_many(rows)
         if next_offset >= 0:
             self.changelog_offsets[partition] = next_offset
@@ -80,8 +79,3 @@ class SessionTable(faust.Table[bytes, bytes]):
         """The keys of a partition, as long as it is owned; none of one that is not."""
         store = self.partitions_owned.get(partition)
         return iter(()) if store is None else store.keys()
-
-
-def later(row: bytes, other: bytes | None) -> bool:
-    """Whether a record is further in the journal than another (highest offset wins, DESIGN §3)."""
-    return other is None or journal_position(row) > journal_position(other)

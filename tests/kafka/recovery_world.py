@@ -119,7 +119,7 @@ class Recovering:
         """The topic."""
         return SESSIONS_CHANGELOG
 
-    def wrote(self, partition: int, *rows: tuple[bytes, bytes]) -> None:
+    def wrote(self, partition: int, *rows: tuple[bytes, bytes | None]) -> None:
         """Let the changelog have records."""
         for key, value in rows:
             self.world.kafka.log[self.changelog, partition].append(Line(key, value))

@@ -65,6 +65,40 @@ def test_any_changelog_recovers_to_the_highest_record_of_each_key(
     asyncio.run(recover())
 
 
+async def test_a_tombstone_takes_a_row_away(one: Recovering) -> None:
+    """A session that has left the table is not there; one that came back is, however low (G9)."""
+    one.wrote(0, (b"a", row(9)), (b"b", row(9)), (b"a", None), (b"b", None), (b"b", row(2)))
+    one.wrote(0, (b"c", row(7)), (b"c", row(1)), (b"c", None))
+    await one.assign(1, 0)
+    await one.settle()
+    found = [one.table.row(0, key) for key in (b"a", b"b", b"c")]
+    assert found == [None, row(2), None]
+    assert len(one.world.kafka.log[one.changelog, 0]) == 8, "no winner is written again"
+
+
+async def test_a_record_that_cannot_be_read_ends_the_process(
+    one: Recovering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says how to repair it; once a tombstone and the repaired row follow, all is well."""
+    reasons = ends(monkeypatch)
+    one.wrote(0, (b"a", row(1)), (b"a", b"garbage"), (b"a", row(2)))
+    await one.assign(1, 0)
+    await one.settle()
+    assert len(reasons) == 1
+    assert "'a'" in reasons[0]
+    assert "agents-stream timers rebuild" in reasons[0]
+    assert not one.recovery.completed.is_set()
+
+
+async def test_a_repaired_record_is_recovered(one: Recovering) -> None:
+    """Garbage, a tombstone, the row: the row."""
+    one.wrote(0, (b"a", b"garbage"), (b"a", None), (b"a", row(2)))
+    await one.assign(1, 0)
+    await one.settle()
+    assert one.table.row(0, b"a") == row(2)
+    assert one.recovery.completed.is_set()
+
+
 async def test_a_later_time_wins_over_a_higher_offset(one: Recovering) -> None:
     """DESIGN §3: a journal made anew starts at offset 0 again, later."""
     one.wrote(0, (b"a", row(900, timestamp=10)), (b"a", row(2, timestamp=20)))
@@ -232,7 +266,11 @@ async def test_unlike_partitions_end_the_process(one: Recovering) -> None:
 async def test_an_error_ends_the_process(one: Recovering, monkeypatch: pytest.MonkeyPatch) -> None:
     """G11: Faust logs a warning and never ends; here the worker is restarted."""
     ended = ends(monkeypatch)
-    one.wrote(0, (b"a", b"no json"), (b"a", b"no json either"))
+
+    async def breaks(_: int) -> None:
+        raise ValueError("a wheel that breaks")
+
+    one.world.engine.assign_hooks.append(breaks)
     await one.assign(1, 0)
     await one.settle()
     assert ended[0].startswith("recovery failed")

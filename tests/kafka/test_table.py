@@ -6,7 +6,8 @@ import orjson
 import pytest
 
 from agents_stream.kafka.engine import create_app
-from agents_stream.kafka.table import TABLE_NAME, SessionTable, later
+from agents_stream.kafka.row_fold import later
+from agents_stream.kafka.table import TABLE_NAME, SessionTable
 from tests.kafka.fakes import World
 
 

@@ -17,8 +17,8 @@ from agents_stream.core.journal import (
 )
 from agents_stream.core.session import SessionRecord, decode_record, encode_record
 from agents_stream.kafka.consumer import Batch
+from agents_stream.kafka.row_fold import later
 from agents_stream.kafka.store import MemoryStore
-from agents_stream.kafka.table import later
 from agents_stream.kafka.topics import JOURNAL, SESSIONS_CHANGELOG
 from agents_stream.stages.sessions import Sessions
 from tests.kafka.fakes import Read, World
