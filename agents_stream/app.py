@@ -24,6 +24,7 @@ from agents_stream.kafka.letter_watch import LetterWatch
 from agents_stream.kafka.stage import exit_code_of
 from agents_stream.kafka.table import TABLE_NAME, SessionTable
 from agents_stream.kafka.topics import ACTIONS, CLOCK, JOURNAL, SESSIONS_CHANGELOG
+from agents_stream.kafka.upkeep import Upkeep
 from agents_stream.settings import Settings
 from agents_stream.stages.effects import Effects
 from agents_stream.stages.ingress import Ingress
@@ -55,6 +56,7 @@ class Worker:
         self.web = WebServer(settings, self.reads, self.producer)
         self._prober = Appender(settings, self.engine.clock)
         self.letter_watch = LetterWatch(self.engine)
+        self.upkeep = Upkeep(self.engine, self.faust, self.table, self.sessions.lock)
         self._tasks: list[asyncio.Task[None]] = []
         self.engine.assign_hooks.append(self._rebuild_wheel)
         metrics.SESSIONS.set_function(self.table.row_count)
@@ -113,6 +115,7 @@ class Worker:
         self.engine.watchdog.gauge("consuming", consumer_of(self.faust).stalled_s)
         self.engine.watchdog.gauge("faust", lambda: math.inf if self.faust.crashed else 0.0)
         await self.faust.start()
+        self.upkeep.start()
         log.info("worker ready", url=settings.public_url, group=settings.group_id)
 
     async def stop(self) -> None:
@@ -122,6 +125,7 @@ class Worker:
                 for task in self._tasks:
                     task.cancel()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
+                await self.upkeep.stop()
                 consumer = consumer_of(self.faust)
                 consumer.stop_flow()
                 await consumer.wait_empty()

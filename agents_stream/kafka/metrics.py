@@ -50,3 +50,15 @@ LATENESS: Final = Histogram(
 PENDING_TIMERS: Final = Gauge("agents_stream_pending_timers", "Deadlines in the wheels")
 SESSIONS: Final = Gauge("agents_stream_session_records", "Rows in this worker's table")
 RECOVERY_SECONDS: Final = Gauge("agents_stream_recovery_seconds", "The last recovery's duration")
+FORGOTTEN: Final = Counter(
+    "agents_stream_sessions_forgotten", "Closed sessions that left the table of this worker"
+)
+OLDEST_OPEN_SECONDS: Final = Gauge(
+    "agents_stream_oldest_open_session_seconds",
+    "For how long the oldest open session of this worker has been known, at the last look",
+)
+RETENTION_SECONDS: Final = Gauge(
+    "agents_stream_retention_seconds",
+    "For how long the cluster keeps the journal, and the input that it keeps shortest",
+    ["topics"],
+)

@@ -122,6 +122,18 @@ async def check(settings: Settings) -> list[Difference]:
     return differences
 
 
+async def read_configs(settings: Settings, names: list[str]) -> dict[str, dict[str, str]]:
+    """Give the settings that topics have now, by their full names.
+
+    Raises:
+        BrokerUnreachable: Kafka does not answer.
+        TerminalError: Kafka does not show them.
+
+    """
+    async with _admin(settings) as admin:
+        return await _configs(admin, names)
+
+
 def expected_config(spec: TopicSpec, settings: Settings) -> dict[str, str]:
     """Give the settings that the topic should have on a cluster of this replication.
 
