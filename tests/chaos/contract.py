@@ -9,7 +9,7 @@ It knows the events that the chaos run sends; an operator is not among them.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from tests.chaos.expected import (
     DATA_PROMOS,
@@ -33,6 +33,14 @@ from tests.chaos.history import Line, Timing
 
 # (session, asOf) -> the command that stands on a tool's topic, if one does.
 CommandAt = Callable[[str, int], dict[str, Any] | None]
+
+FRESH: Final[Mapping[str, Any]] = {
+    "datos_capturados": {},
+    "proactive_started_at": None,
+    "ofrecer_promos_at": None,
+    "pack_seleccionado": None,
+}
+"""The state of a session that has just been opened."""
 
 
 class Story:
@@ -117,12 +125,7 @@ class Story:
         handlers[name](data)
 
     def _empty(self) -> None:
-        self.state = {
-            "datos_capturados": {},
-            "proactive_started_at": None,
-            "ofrecer_promos_at": None,
-            "pack_seleccionado": None,
-        }
+        self.state = {**FRESH, "datos_capturados": {}}
         self.mode = self.contact = None
 
     def _started(self, data: Mapping[str, Any]) -> None:

@@ -241,5 +241,8 @@ def full_run() -> History:
     run.message("closed")
     run.open("closed")
     run.event("promos.offered", "closed", packOptions=["1x"], **IDS)
+    run.open("gone")
+    run.event("data.captured", "gone", data={"nombre": "Ana"})
+    run.event("session.close", "gone", reason="completed")
     run.broken("silent")
     return run.end()

@@ -171,6 +171,15 @@ def test_a_record_that_stands_in_another_way(history: History) -> None:
     assert kinds(history) == {"record", "replay"}
 
 
+def test_a_closed_session_that_keeps_its_state(history: History) -> None:
+    """What the customer told about himself leaves the table with the close."""
+    rows = history.lines[CHANGELOG]
+    index = max(number for number, row in enumerate(rows) if row.key == b"gone")
+    assert rows[index].json["state"] == {}
+    alter(history, CHANGELOG, index, state=rows[index - 1].json["state"])
+    assert kinds(history) == {"record", "replay"}
+
+
 def test_bookkeeping_that_the_journal_does_not_give(history: History) -> None:
     """G8: the whole record is a function of its journal, its memory of ids too."""
     alter(history, CHANGELOG, len(history.lines[CHANGELOG]) - 1, recent_ids=["i:other"])
