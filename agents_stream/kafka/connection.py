@@ -13,6 +13,7 @@ from aiokafka.errors import (
 )
 
 from agents_stream.core.errors import BrokerUnreachable, TerminalError
+from agents_stream.kafka.unpacking import bound_fetches
 from agents_stream.settings import Settings
 
 _FIRST_PAUSE_S: Final = 0.25
@@ -29,10 +30,13 @@ _LASTING: Final = (
 def client_options(settings: Settings) -> dict[str, Any]:
     """Give the options that every aiokafka client of ours takes: where Kafka is, and how safe.
 
+    Whoever has them has consumers that unpack within bounds, see `unpacking.py`.
+
     Raises:
         TerminalError: the certificate file cannot be read.
 
     """
+    bound_fetches()
     options: dict[str, Any] = {
         "bootstrap_servers": settings.bootstrap_servers.split(","),
         "security_protocol": settings.security_protocol,

@@ -32,6 +32,7 @@ from mode.utils.futures import maybe_async
 from agents_stream.kafka.committed import heed_coordinator
 from agents_stream.kafka.connection import client_options
 from agents_stream.kafka.fail_stop import fail_stop
+from agents_stream.kafka.unpacking import weight
 
 if TYPE_CHECKING:
     from agents_stream.kafka.engine import Engine
@@ -45,6 +46,7 @@ FETCH_WAIT_MS: Final = 500
 POLL_S: Final = 0.1
 REVOKE_LIMIT_S: Final = 15.0
 MAX_FETCH_BYTES: Final = 1024 * 1024
+MAX_SLICE_S: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +190,8 @@ class BatchConsumer(Consumer):
                     continue
                 fetched = await self.kafka.getmany(timeout_ms=int(POLL_S * 1_000))
                 self._take(fetched)
+                if time.monotonic() - self.polled_at > MAX_SLICE_S:
+                    await asyncio.sleep(0)  # where much is left to unpack, nothing else lets go
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - Faust would go on without input
@@ -224,7 +228,7 @@ class BatchConsumer(Consumer):
     def _account(self, tp: TP, records: list[ConsumerRecord], position: int) -> None:
         size = 100
         for record in records:
-            size += 100 + len(record.value or b"") + len(record.key or b"")
+            size += weight(record)
             if record.timestamp_type == 1:
                 self.engine.clock.observe(record.timestamp)
         backlog = self._backlogs.setdefault(tp, _Backlog())

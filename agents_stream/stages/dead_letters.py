@@ -7,6 +7,8 @@ from typing import Any, Final
 import orjson
 from aiokafka.structs import ConsumerRecord
 
+from agents_stream.kafka.unpacking import Cut
+
 MAX_KEPT_WHOLE: Final = 1024 * 1024
 KEPT_OF_LARGE: Final = 256 * 1024
 MAX_KEY_KEPT: Final = 4096
@@ -41,6 +43,10 @@ def letter_key(key: bytes | None) -> bytes | None:
 
 
 def _value(raw: bytes | None) -> dict[str, Any]:
+    if isinstance(raw, Cut):
+        text, encoding = _text(bytes(raw))
+        told = {"truncated": True, "size": raw.size, "sha256": raw.sha256}
+        return {"value": text, "encoding": encoding, **told}
     whole = raw is None or len(raw) <= MAX_KEPT_WHOLE
     text, encoding = _text(raw if whole or raw is None else raw[:KEPT_OF_LARGE])
     kept: dict[str, Any] = {"value": text, "encoding": encoding}

@@ -9,7 +9,7 @@ running and after any outage, because deadlines are an input like the others.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import orjson
 import structlog
@@ -19,9 +19,11 @@ from agents_stream.core.envelope import AcceptedEvent, read_deadline, read_event
 from agents_stream.core.errors import InvalidEvent, TerminalError
 from agents_stream.core.journal import Durations, Entry, EntryKind, Source, encode_entry
 from agents_stream.core.merge import PartitionMerge
+from agents_stream.core.strict_json import MAX_VALUE_BYTES
 from agents_stream.kafka import metrics
 from agents_stream.kafka.appender import Appender, Line, Pending
 from agents_stream.kafka.consumer import Batch
+from agents_stream.kafka.decompression import MAX_UNPACKED_BYTES
 from agents_stream.kafka.engine import Engine
 from agents_stream.kafka.offsets import EndOffsets
 from agents_stream.kafka.stage import BatchStage
@@ -33,12 +35,37 @@ from agents_stream.kafka.topics import (
     load_topics,
     partition_for,
 )
+from agents_stream.kafka.unpacking import Cut
 from agents_stream.settings import Settings
 from agents_stream.stages.dead_letters import letter_key, letter_of
 
 log = structlog.get_logger()
 
 MAX_LINES: Final = 1_000
+MAX_PIECE_BYTES: Final = 8 * 1024 * 1024
+
+
+_BY_BROKER: Final = 1  # Kafka's timestamp type LogAppendTime
+_UNSTAMPED: Final = (
+    "the record has its producer's time, not a broker's: the topic was not LogAppendTime when it "
+    "came. `agents-stream topics check` names what differs"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unstamped:
+    """A record whose time is its producer's word. It is no event, and must hold up none.
+
+    Only a topic whose settings were changed has such records. In its place they would wait for
+    the year that the producer wrote, and everything behind them too.
+    """
+
+    record: ConsumerRecord
+    offset: int
+    timestamp: int = -1
+
+
+_Taken: TypeAlias = ConsumerRecord | _Unstamped
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +89,7 @@ class Ingress(BatchStage):
         self.inputs = tuple(engine.topic(spec.name) for spec in load_topics().inputs)
         self._ranks = {topic: rank for rank, topic in enumerate(self.inputs)}
         self._read = Reader(settings)
-        self._merges: dict[int, PartitionMerge[ConsumerRecord]] = {}
+        self._merges: dict[int, PartitionMerge[_Taken]] = {}
         self._ends: dict[int, _Round] = {}
         engine.revoke_hooks.append(self.forget)
 
@@ -103,13 +130,13 @@ class Ingress(BatchStage):
                 f"{batch.position}: it was made anew, or the broker lost its tail. A restart reads "
                 "it from its beginning; what was applied before is not applied twice"
             )
-        merge.accept(rank, batch.records, batch.position)
+        merge.accept(rank, [_placed(record) for record in batch.records], batch.position)
 
     async def _round(self, partitions: set[int]) -> set[int]:
         """One round for some partitions; those that may have more to take at once."""
         waiting = {number for number in partitions if self._merges[number].pending}
         await self._ask_ends({number for number in waiting if number not in self._ends})
-        taken: dict[int, list[tuple[int, ConsumerRecord]]] = {}
+        taken: dict[int, list[tuple[int, _Taken]]] = {}
         for number in waiting:
             merge, asked = self._merges[number], self._ends[number]
             taken[number] = merge.take(asked.ends, asked.before_ms)
@@ -140,40 +167,48 @@ class Ingress(BatchStage):
             mine = tuple(ends[topic, number] for topic in self.inputs)
             self._ends[number] = _Round(mine, before_ms)
 
-    async def _append(self, taken: Mapping[int, Sequence[tuple[int, ConsumerRecord]]]) -> bool:
+    async def _append(self, taken: Mapping[int, Sequence[tuple[int, _Taken]]]) -> bool:
         """Append what a round took, piece by piece; False where a rebalance cuts it short."""
-        pending, count = Pending(), 0
+        pending, count, size = Pending(), 0, 0
         for records in taken.values():
             for _, record in records:
-                self._add(pending, record)
+                size += self._add(pending, record)
                 count += 1
-                if count % MAX_LINES == 0:
+                if count >= MAX_LINES or size >= MAX_PIECE_BYTES:
                     await self.appender.append(pending)
-                    pending = Pending()
+                    pending, count, size = Pending(), 0, 0
                     if not self.consumer.flow_active:
                         return False
         if pending.lines:
             await self.appender.append(pending)
         return True
 
-    def _add(self, pending: Pending, record: ConsumerRecord) -> None:
-        """Put what a record becomes behind the rest: a journal entry or a dead letter."""
-        count = self.engine.settings.partitions
+    def _add(self, pending: Pending, taken: _Taken) -> int:
+        """Put what a record becomes behind the rest: a journal entry or a dead letter. Its size."""
+        if isinstance(taken, _Unstamped):
+            return self._bury(pending, taken.record, "invalid_timestamp", _UNSTAMPED)
         try:
-            entry = self._read(record)
+            entry = self._read(taken)
         except InvalidEvent as error:
-            letter = letter_of(record, error.reason, error.detail)
-            metrics.DEAD_LETTERS.labels(reason=error.reason).inc()
-            log.warning("dead letter", reason=error.reason, topic=record.topic)
-            place = record.partition if not record.key else partition_for(record.key, count)
-            headers = _id_header(letter["id"])
-            line = Line(letter_key(record.key), orjson.dumps(letter), headers)
-            pending.add(self.engine.topic(DEAD_LETTERS), place, line)
-            return
+            return self._bury(pending, taken, error.reason, error.detail)
         key = entry.session_id.encode()
-        place = partition_for(key, count)
-        pending.add(self.engine.topic(JOURNAL), place, Line(key, encode_entry(entry)))
+        place = partition_for(key, self.engine.settings.partitions)
+        line = Line(key, encode_entry(entry))
+        pending.add(self.engine.topic(JOURNAL), place, line)
         metrics.INPUTS.labels(name=entry.name).inc()
+        return len(line.value or b"")
+
+    def _bury(self, pending: Pending, record: ConsumerRecord, reason: str, detail: str) -> int:
+        letter = letter_of(record, reason, detail)
+        metrics.DEAD_LETTERS.labels(reason=reason).inc()
+        log.warning("dead letter", reason=reason, topic=record.topic)
+        # By the key as it is kept: to hash a giant one takes longer than the group waits for us.
+        key = letter_key(record.key)
+        count = self.engine.settings.partitions
+        place = partition_for(key, count) if key else record.partition
+        line = Line(key, orjson.dumps(letter), _id_header(letter["id"]))
+        pending.add(self.engine.topic(DEAD_LETTERS), place, line)
+        return len(line.value or b"")
 
     def _acknowledge(self, number: int) -> None:
         """Say how far each source is done: up to the first record that is still in hand."""
@@ -204,6 +239,8 @@ class Reader:
             InvalidEvent: it is none of ours; the reason and the detail go to the dead letters.
 
         """
+        if isinstance(record.value, Cut):
+            raise InvalidEvent("too_large", _size_told(record.value))
         kind, fact = self._judge(record)
         keyed = record.key == fact.session_id.encode()
         if not record.key:
@@ -228,6 +265,22 @@ class Reader:
         if record.topic == self._deadlines:
             return "deadline", read_deadline(record.value)
         return "event", read_event(self._events[record.topic], record.value)
+
+
+def _placed(record: ConsumerRecord) -> _Taken:
+    """A record as it is merged: by the broker's time, or before all others if it has none."""
+    if record.timestamp_type == _BY_BROKER:
+        return record
+    return _Unstamped(record, record.offset)
+
+
+def _size_told(value: Cut) -> str:
+    if value.size is None:
+        return (
+            "the record was not unpacked: its batch cannot be, or holds more than "
+            f"{MAX_UNPACKED_BYTES} bytes uncompressed"
+        )
+    return f"{value.size} bytes; {MAX_VALUE_BYTES} are allowed"
 
 
 def _id_header(letter_id: str) -> tuple[tuple[str, bytes], ...]:

@@ -52,6 +52,7 @@ class Read:
     key: bytes | None
     value: bytes | None
     timestamp_type: int = 1
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass

@@ -194,7 +194,7 @@ async def test_everything_is_taken_while_the_stages_are_busy(one: Consuming) -> 
 
 async def test_a_partition_with_too_much_in_hand_rests_until_half_is_done(one: Consuming) -> None:
     """G11: memory is bounded; the other partitions go on."""
-    one.world.engine.max_backlog_bytes = 1_100
+    one.world.engine.max_backlog_bytes = 1_900
     one.client.fetches = [{A: records(A, number, size=300)} for number in range(3)]
     await one.drain()
     assert (one.client.states[A].paused, one.client.states[B].paused) == (True, False)

@@ -9,7 +9,7 @@ from aiokafka.structs import ConsumerRecord
 
 from agents_stream.kafka.topics import DEAD_LETTERS, load_topics
 from agents_stream.settings import Settings
-from agents_stream.stages.dead_letters import letter_of
+from agents_stream.stages.dead_letters import letter_key, letter_of
 from agents_stream.stages.gateway import metrics
 
 log = structlog.get_logger()
@@ -27,7 +27,8 @@ class DeadLetters:
     async def bury(self, record: ConsumerRecord, reason: str, detail: str) -> None:
         """Publish a dead letter about a record, keyed as the record was, and wait for its ack."""
         letter = letter_of(record, reason, detail[:MAX_DETAIL_CHARS])
-        await self._producer.send_and_wait(self._topic, value=orjson.dumps(letter), key=record.key)
+        key = letter_key(record.key)
+        await self._producer.send_and_wait(self._topic, value=orjson.dumps(letter), key=key)
         metrics.dead_letters.labels(reason=reason).inc()
         log.warning(
             "record_buried",
