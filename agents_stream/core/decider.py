@@ -20,13 +20,14 @@ from agents_stream.core.actions import (
     Action,
     BuryDeadLetter,
     PublishOutcome,
+    derive_id,
     encode_action,
 )
 from agents_stream.core.errors import InvalidEvent
 from agents_stream.core.events import EVENTS, ToolResult, validate
 from agents_stream.core.flows import data_collection, lifecycle, operator, proactive, promos, tools
 from agents_stream.core.fold import Draft, EndedDeadline
-from agents_stream.core.journal import Entry, Position
+from agents_stream.core.journal import OPENS_NOTHING_SINCE, Entry, Position
 from agents_stream.core.message_ids import dedup_key
 from agents_stream.core.reasons import Reason
 from agents_stream.core.session import (
@@ -85,7 +86,7 @@ def apply(record: SessionRecord | None, entry: Entry, at: Position) -> Decision:
     draft = Draft(before, cause, at)
     try:
         _decide(draft, entry, cause, opening=record is None)
-        return _close_books(before, draft, entry, at)
+        return _close_books(before, draft, entry, at, opening=record is None)
     except InvalidEvent as error:
         return _refuse(before, entry, at, error.reason, error.detail, Reason.INVALID_RESULT)
     except Exception as error:  # noqa: BLE001 - it is pure: it would raise for ever (G10)
@@ -230,7 +231,9 @@ def _on_deadline(draft: Draft, entry: Entry, cause: do.Cause) -> None:
         operator.fire(draft, name, cause)
 
 
-def _close_books(before: SessionRecord, draft: Draft, entry: Entry, at: Position) -> Decision:
+def _close_books(
+    before: SessionRecord, draft: Draft, entry: Entry, at: Position, *, opening: bool
+) -> Decision:
     """The bookkeeping that every applied entry leaves, and the limit on what it may add."""
     if (
         entry.kind == "event"
@@ -238,6 +241,8 @@ def _close_books(before: SessionRecord, draft: Draft, entry: Entry, at: Position
         and content_size(draft.record) > MAX_RECORD_BYTES
         and content_size(draft.record) > content_size(before)
     ):
+        if opening and entry.rules >= OPENS_NOTHING_SINCE:
+            return _reject_opening(entry)
         return _reject_growth(before, entry, at)
     record = _keep_books(draft.record, entry, at, tuple(draft.actions))
     return Decision(record, tuple(draft.actions), tuple(draft.reasons), tuple(draft.ended))
@@ -289,6 +294,24 @@ def _reject_growth(before: SessionRecord, entry: Entry, at: Position) -> Decisio
     return Decision(record, tuple(draft.actions), tuple(draft.reasons))
 
 
+def _reject_opening(entry: Entry) -> Decision:
+    """SPEC §3: what changes nothing opens no session either, so there is no record to tell.
+
+    Nothing remembers the source record then. If ingress appends it twice the outcome comes twice,
+    so its id is derived from that record and not from its place in the journal (G6).
+    """
+    source = entry.source
+    at = Position(source.topic, source.partition, source.offset, source.timestamp)
+    told_by = SessionRecord(entry.session_id)
+    draft = Draft(told_by, do.Cause(source.timestamp, source.offset, entry.durations, {}), at)
+    draft.follow([do.Finish("session", "rejected", "state_too_large", None)])
+    (action,) = draft.actions
+    assert isinstance(action, PublishOutcome)
+    outcome_id = derive_id(f"{entry.session_id}\0{source.place}", at.timestamp, at.offset, 0)
+    outcome = PublishOutcome({**action.outcome, "id": outcome_id})
+    return Decision(None, (outcome,), (Reason.STATE_TOO_LARGE,))
+
+
 def _refuse(
     before: SessionRecord, entry: Entry, at: Position, code: str, detail: str, reason: Reason
 ) -> Decision:
@@ -300,6 +323,6 @@ def _refuse(
     value = entry.data
     if entry.kind == "event":
         value = {"name": entry.name, "data": entry.data, "id": entry.event_id, "ts": entry.sent_at}
-    action = BuryDeadLetter(draft.letter(code, detail, value, entry.source))
+    action = BuryDeadLetter(draft.refusal(code, detail, value, entry.source))
     record = _keep_books(before, entry, at, (action,))
     return Decision(record, (action,), (reason,))

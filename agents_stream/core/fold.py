@@ -4,6 +4,7 @@ What may live here: the meaning of each instruction. What may not: rules of a fl
 lives as long as one decision and never leaves it.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, assert_never
@@ -30,6 +31,9 @@ from agents_stream.core.session import (
     PendingCommand,
     SessionRecord,
 )
+
+MAX_LETTER_BYTES = 1024 * 1024
+KEPT_OF_LARGE = 256 * 1024
 
 DeadlineEnd = Literal["fired", "cancelled", "replaced"]
 
@@ -210,6 +214,18 @@ class Draft:
             "value": orjson.dumps(value).decode(),
             "encoding": "utf-8",
         }
+
+    def refusal(
+        self, reason: str, detail: str, value: Mapping[str, Any], source: Source
+    ) -> dict[str, Any]:
+        """A dead letter about a record that came in; a large one by its beginning (SPEC §2)."""
+        letter = self.letter(reason, detail, value, source)
+        raw = letter["value"].encode()
+        if len(raw) > MAX_LETTER_BYTES:
+            letter["value"] = raw[:KEPT_OF_LARGE].decode(errors="ignore")
+            digest = hashlib.sha256(raw).hexdigest()
+            letter |= {"truncated": True, "size": len(raw), "sha256": digest}
+        return letter
 
     def _publish(self, name: str, data: Mapping[str, Any]) -> None:
         event_id = OWN_EVENT_PREFIX + self._next_id()

@@ -12,7 +12,10 @@ from typing import Any, Literal
 import orjson
 
 SCHEMA_VERSION = 1
-RULES_VERSION = 1
+RULES_VERSION = 2
+
+OPENS_NOTHING_SINCE = 2
+"""Rules: before, a session whose first event was rejected stood there open and empty."""
 
 EntryKind = Literal["event", "deadline", "result"]
 

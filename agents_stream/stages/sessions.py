@@ -10,6 +10,7 @@ The order of things, by batch, and what a crash right after each step leaves beh
 5. acknowledge the journal                            as above, until the offset is committed
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
@@ -34,7 +35,10 @@ from agents_stream.kafka.topics import ACTIONS, SESSIONS_CHANGELOG
 log = structlog.get_logger()
 
 MAX_ENTRIES: Final = 1_000
-MAX_PASS_BYTES: Final = 512 * 1024  # what a pass owes for one session must fit its record
+MAX_PASS_BYTES: Final = 512 * 1024
+# What a pass owes for one session must fit its record: an entry of a hundred bytes may owe an
+# outcome or a command of 256 KiB.
+MAX_OWED_BYTES: Final = 1024 * 1024
 
 
 class Wheel(Protocol):
@@ -55,6 +59,7 @@ class _Work:
     touched: set[tuple[int, bytes]] = field(default_factory=set)
     actions: Pending = field(default_factory=Pending)
     early: list[tuple[int, str, str, int]] = field(default_factory=list)
+    owed_bytes: Counter[tuple[int, bytes]] = field(default_factory=Counter)
 
 
 class Sessions(BatchStage):
@@ -83,21 +88,38 @@ class Sessions(BatchStage):
     async def work(self, batches: Sequence[Batch]) -> None:
         """Apply batches, in passes of a bounded size."""
         for part in _passes(batches):
-            await self._pass(part)
+            rest: Sequence[Batch] = part
+            while rest:
+                rest = await self._pass(rest)
 
-    async def _pass(self, batches: Sequence[Batch]) -> None:
+    async def _pass(self, part: Sequence[Batch]) -> Sequence[Batch]:
+        """Apply entries until a session owes enough; give those that are left."""
         work = _Work()
-        for batch in batches:
-            for record in batch.records:
-                self._decide(work, record)
+        batches, rest = self._decide_some(work, part)
         self._prune(work, batches)
         await self._write(work)
         if work.actions.lines:
             await self._actions_appender.append(work.actions)
         for batch in batches:
             self.consumer.done(batch.topic, batch.partition, batch.position)
+        return rest
 
-    def _decide(self, work: _Work, record: ConsumerRecord) -> None:
+    def _decide_some(
+        self, work: _Work, batches: Sequence[Batch]
+    ) -> tuple[Sequence[Batch], Sequence[Batch]]:
+        """Decide entry after entry; give what was decided on, and what is for another pass."""
+        for index, batch in enumerate(batches):
+            for number, record in enumerate(batch.records, 1):
+                if self._decide(work, record) < MAX_OWED_BYTES:
+                    continue
+                decided, left = batch.records[:number], batch.records[number:]
+                head = replace(batch, records=decided, position=record.offset + 1)
+                tail = replace(batch, records=left)
+                return [*batches[:index], head], [tail, *batches[index + 1 :]]
+        return batches, ()
+
+    def _decide(self, work: _Work, record: ConsumerRecord) -> int:
+        """Decide on an entry; give how much its session owes in this pass, in bytes."""
         entry = decode_entry(record.value)
         place = (record.partition, entry.session_id.encode())
         before = work.records.get(place) or self._load(*place)
@@ -115,7 +137,10 @@ class Sessions(BatchStage):
             _note(work, entry, at, decision)
         for action in owed:
             line = {"v": 1, "sessionId": entry.session_id, "offset": at.offset, "action": action}
-            work.actions.add(self._actions, at.partition, Line(place[1], orjson.dumps(line)))
+            value = orjson.dumps(line)
+            work.owed_bytes[place] += len(value)
+            work.actions.add(self._actions, at.partition, Line(place[1], value))
+        return work.owed_bytes[place]
 
     def _load(self, partition: int, key: bytes) -> SessionRecord | None:
         row = self.table.row(partition, key)

@@ -1,7 +1,12 @@
 """SPEC §3 and §4's session, as transcripts; the language is explained in `transcript.py`."""
 
+from dataclasses import replace
+
 import pytest
 
+from agents_stream.core.actions import PublishOutcome
+from agents_stream.core.decider import apply
+from agents_stream.core.journal import Durations, Entry, Position, Source
 from agents_stream.core.session import MAX_RECORD_BYTES, content_size
 from tests.core.transcript import Conversation, retell, tidy
 
@@ -300,6 +305,34 @@ def test_a_rejected_event_ends_no_deadline_and_counts_as_applied() -> None:
         assert full.event("session.updated", large, "the-id").reasons == (expected,)
     assert full.record
     assert list(full.record.deadlines) == ["data_collection.reply"]
+
+
+def test_an_event_that_is_too_large_opens_no_session() -> None:
+    """SPEC §3: it changes nothing. A later start is the first event, with version 1."""
+    conversation = Conversation()
+    decision = conversation.event("session.updated", {"state": {"x": "y" * MAX_RECORD_BYTES}})
+    assert decision.record is None
+    assert decision.reasons == ("state_too_large",)
+    (action,) = decision.actions
+    assert isinstance(action, PublishOutcome)
+    assert action.outcome["action"] == "state_too_large"
+    record = conversation.event("session.started").record
+    assert record
+    assert (record.version, record.started) == (1, True)
+
+
+def test_a_rejected_opening_has_one_id_wherever_it_stands() -> None:
+    """G6: nothing remembers its record, so ingress may append it twice. Older rules keep theirs."""
+    data = {"sessionId": "s1", "state": {"x": "y" * MAX_RECORD_BYTES}}
+    source = Source("agent.session.updated", 0, 7, 1_000, keyed=True)
+    one = Entry("event", "agent/session.updated", "s1", data, source, Durations())
+    told = [apply(None, one, Position("j", 0, offset, 2_000)) for offset in (3, 9)]
+    assert told[0] == told[1]
+    other = replace(one, source=replace(source, topic="agent.data.captured"))
+    assert apply(None, other, Position("j", 0, 3, 2_000)).actions != told[0].actions
+    old = apply(None, replace(one, rules=1), Position("j", 0, 3, 2_000)).record
+    assert old
+    assert (old.status, old.version) == ("open", 1)
 
 
 def test_results_and_deadlines_are_not_limited() -> None:

@@ -8,7 +8,8 @@ import pytest
 from agents_stream.core import instructions as do
 from agents_stream.core.actions import BuryDeadLetter, IssueCommand, PublishOutcome
 from agents_stream.core.fold import Draft, EndedDeadline
-from agents_stream.core.journal import Durations, Position
+from agents_stream.core.instructions import Cause
+from agents_stream.core.journal import Durations, Position, Source
 from agents_stream.core.reasons import Reason
 from agents_stream.core.session import Deadline, FlowRun, SessionRecord
 
@@ -157,3 +158,16 @@ def test_every_id_of_a_decision_is_its_own() -> None:
     (event_id,) = draft.record.own_events
     ids = [first.id, second.id, outcome.outcome["id"], letter.letter["id"]]
     assert len({*ids, event_id.removeprefix("agents-stream:")}) == 5
+
+
+def test_the_letter_of_a_refused_record_is_bounded() -> None:
+    """SPEC §2: a value above 1 MiB by its beginning; the outbox that holds it must fit its topic."""
+    source = Source("tool.results", 0, 7, 1_000, keyed=True)
+    at = Position("j", 0, 1, 2_000)
+    draft = Draft(SessionRecord("s1"), Cause(1_000, 1, Durations(), {}), at)
+    small = draft.refusal("r", "d", {"x": "y"}, source)
+    large = draft.refusal("r", "d", {"x": ["ñ" * 1_000] * 1_000}, source)
+    assert "truncated" not in small
+    assert large["truncated"] is True
+    assert 256 * 1024 - 3 <= len(large["value"].encode()) <= 256 * 1024
+    assert large["size"] == len('{"x":[]}') + 1_000 * 2_003 - 1

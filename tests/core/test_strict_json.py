@@ -233,13 +233,13 @@ HOSTILE = {
 @pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_input_costs_no_more_than_large_input(raw: bytes) -> None:
     """G10: one megabyte made to hurt neither ends the process nor holds up its partition."""
-    started = time.perf_counter()
+    started = time.process_time()
     detail = ""
     try:
         parse_object(raw)
     except InvalidEvent as error:  # some of these are good JSON
         detail = error.detail
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
     assert len(detail) < 600
 
 

@@ -58,11 +58,13 @@ def shown(records: Sequence[Any]) -> list[Any]:
 
 @given(st.lists(RAWS, min_size=1, max_size=9), st.sampled_from(sorted(CODECS)), st.booleans())
 def test_an_ordinary_batch_is_read_as_aiokafka_reads_it(
-    raws: list[Raw], codec: str, ours: bool
+    raws: list[Raw],
+    codec: str,
+    ours: bool,  # noqa: FBT001 - drawn by hypothesis
 ) -> None:
     """Whatever the codec, and by the compiled parser as by ours."""
     raw = batch(raws, codec)
-    expected = shown(list(_MemoryRecordsPy(raw).next_batch()))  # type: ignore[arg-type]
+    expected = shown(list(_MemoryRecordsPy(raw).next_batch()))
     with pytest.MonkeyPatch.context() as patch:
         if ours:
             patch.setattr(unpacking, "MAX_PLAIN_BYTES", -1)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agents_stream.core.journal import encode_entry
 from agents_stream.core.session import decode_record
+from agents_stream.kafka.consumer import Batch
 from agents_stream.kafka.topics import ACTIONS, JOURNAL, SESSIONS_CHANGELOG, load_topics
 from agents_stream.stages import sessions as sessions_module
 from tests.kafka.fakes import Crash, Ended, FakeStream, Read, World
@@ -252,3 +253,28 @@ async def test_an_entry_of_a_newer_version_ends_the_process_before_anything_is_d
     with pytest.raises(Ended, match="upgrade this worker"):
         await running.stage.run(stream)
     assert not world.consumer.done_offsets
+
+
+async def test_what_a_pass_owes_for_one_session_fits_its_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """G10: a hundred bytes in may owe 200 KiB; a record that Kafka refuses would stop everything.
+
+    Every outcome names the session's workspace, and each of these events is rejected.
+    """
+    world = World.made(monkeypatch)
+    running = begun(world)
+    ids = {"workspaceId": "w" * 200_000, "agentId": "a", "conversationId": "c", "contactId": "x"}
+    journal = [entry("event", "agent/session.started", "s1", {**ids, "mode": "m"}, 0, T0)]
+    stale = {"expectedVersion": 99, "mode": "other"}
+    journal += [entry("event", "agent/session.updated", "s1", stale, n, T0 + n) for n in range(60)]
+    records = tuple(
+        Read(JOURNAL, 1, n, T0 + n, b"s1", encode_entry(one)) for n, one in enumerate(journal)
+    )
+    await running.stage.work([Batch(JOURNAL, 1, records, 70, 0)])
+    limit = int(load_topics()[SESSIONS_CHANGELOG].config["max.message.bytes"])
+    rows = world.kafka.lines(SESSIONS_CHANGELOG)
+    assert max(len(line.value or b"") for line in rows) < limit // 2
+    assert len(world.kafka.lines(ACTIONS)) == 60
+    assert world.consumer.done_offsets[JOURNAL, 1] == 70
+    assert decode_record(rows[-1].value or b"").journal_offset == 60
