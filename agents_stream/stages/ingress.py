@@ -7,6 +7,7 @@ answer that Kafka had acknowledged before a deadline's record comes before it (G
 running and after any outage, because deadlines are an input like the others.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -91,6 +92,7 @@ class Ingress(BatchStage):
         self._read = Reader(settings)
         self._merges: dict[int, PartitionMerge[_Taken]] = {}
         self._ends: dict[int, _Round] = {}
+        self._buried: Counter[tuple[str, str]] = Counter()
         engine.revoke_hooks.append(self.forget)
 
     async def start(self) -> None:
@@ -175,13 +177,20 @@ class Ingress(BatchStage):
                 size += self._add(pending, record)
                 count += 1
                 if count >= MAX_LINES or size >= MAX_PIECE_BYTES:
-                    await self.appender.append(pending)
+                    await self._append_piece(pending)
                     pending, count, size = Pending(), 0, 0
                     if not self.consumer.flow_active:
                         return False
         if pending.lines:
-            await self.appender.append(pending)
+            await self._append_piece(pending)
         return True
+
+    async def _append_piece(self, pending: Pending) -> None:
+        await self.appender.append(pending)
+        # A line each would let whoever sends rubbish fill the disk with our log.
+        for (reason, topic), count in self._buried.items():
+            log.warning("dead letter", reason=reason, topic=topic, count=count)
+        self._buried.clear()
 
     def _add(self, pending: Pending, taken: _Taken) -> int:
         """Put what a record becomes behind the rest: a journal entry or a dead letter. Its size."""
@@ -201,7 +210,7 @@ class Ingress(BatchStage):
     def _bury(self, pending: Pending, record: ConsumerRecord, reason: str, detail: str) -> int:
         letter = letter_of(record, reason, detail)
         metrics.DEAD_LETTERS.labels(reason=reason).inc()
-        log.warning("dead letter", reason=reason, topic=record.topic)
+        self._buried[reason, record.topic] += 1
         # By the key as it is kept: to hash a giant one takes longer than the group waits for us.
         key = letter_key(record.key)
         count = self.engine.settings.partitions

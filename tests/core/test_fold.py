@@ -161,7 +161,7 @@ def test_every_id_of_a_decision_is_its_own() -> None:
 
 
 def test_the_letter_of_a_refused_record_is_bounded() -> None:
-    """SPEC §2: a value above 1 MiB by its beginning; the outbox that holds it must fit its topic."""
+    """SPEC §2: a value above 1 MiB by its beginning; the outbox must fit its topic."""
     source = Source("tool.results", 0, 7, 1_000, keyed=True)
     at = Position("j", 0, 1, 2_000)
     draft = Draft(SessionRecord("s1"), Cause(1_000, 1, Durations(), {}), at)

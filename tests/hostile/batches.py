@@ -5,6 +5,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import cramjam
@@ -102,6 +103,7 @@ async def send_raw(
     return metadata.offset, metadata.offset + count
 
 
+@cache
 def bomb(codec: str, record_bytes: int, count: int) -> tuple[bytes, int]:
     """A batch of zeros that is small on the wire; made piece by piece. Also how many records."""
     pieces: list[bytes] = []

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -252,13 +252,16 @@ def succeed(command: dict[str, Any]) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def cluster(settings: Settings, reply: Reply = succeed) -> AsyncIterator[Cluster]:
+async def cluster(
+    settings: Settings, reply: Reply = succeed, unheard: Collection[str] = ()
+) -> AsyncIterator[Cluster]:
     """Topics, a producer, a bystander that answers commands; every worker ended afterwards."""
     await topic_admin.apply(settings)
     producer = AIOKafkaProducer(
         **client_options(settings), acks="all", enable_idempotence=True, max_request_size=2**25
     )
-    outgoing = [spec.name for spec in load_topics().specs if spec.role == "output"]
+    outputs = [spec.name for spec in load_topics().specs if spec.role == "output"]
+    outgoing = [name for name in outputs if name not in unheard]
     one = Cluster(settings, producer, reply)
     consumer = AIOKafkaConsumer(
         *(one.topic(name) for name in outgoing),

@@ -1,13 +1,16 @@
 """Rounds: everything that Kafka had acknowledged when it was asked, in the order of time (G5)."""
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from agents_stream.core.errors import TerminalError
 from agents_stream.kafka.consumer import Batch
 from agents_stream.kafka.topics import DEAD_LETTERS, DEADLINES, JOURNAL, partition_for
+from agents_stream.kafka.unpacking import Cut
 from agents_stream.stages import ingress as ingress_module
 from agents_stream.stages.ingress import Ingress
 from tests.kafka.fakes import Crash, Read, World, ends_of
@@ -234,3 +237,66 @@ async def test_the_longest_journal_entry_fits(one: Entering) -> None:
     await one.read(MESSAGES, Read(MESSAGES, 0, 0, 5, S1, value))
     [line] = one.world.kafka.lines(JOURNAL)
     assert len(line.value or b"") < 4 * 1024 * 1024 - 10_000
+
+
+async def test_a_time_that_no_broker_gave_holds_up_nothing(one: Entering) -> None:
+    """G10: somebody set a topic to CreateTime; a record of the year 3000 must not wait for it."""
+    future = 32_503_680_000_000
+    stamped = replace(message(0, at=future), timestamp_type=0)
+    one.ends |= {(MESSAGES, 0): 2, (DEADLINES, 0): 1}
+    one.world.engine.clock.observe(30)
+    await one.read(DEADLINES, deadline(0, at=12))
+    await one.read(MESSAGES, stamped, message(1, at=10))
+    assert one.journal == [(MESSAGES, 1), (DEADLINES, 0)]
+    [letter] = [orjson.loads(line.value or b"") for line in one.world.kafka.lines(DEAD_LETTERS)]
+    assert (letter["reason"], letter["source"]["offset"]) == ("invalid_timestamp", 0)
+    assert letter["source"]["timestamp"] == future
+    assert one.world.consumer.done_offsets[MESSAGES, 0] == 2
+
+
+@pytest.mark.parametrize(
+    "value", [Cut(b"x" * 9, 20_000_000, "ab"), Cut(b"{", 2**30), Cut(b"", None)]
+)
+async def test_a_value_that_was_not_unpacked_whole_is_too_large(one: Entering, value: Cut) -> None:
+    """SPEC §2: by its beginning, with its size and digest as far as anybody looked."""
+    one.ends |= {(MESSAGES, 0): 1}
+    await one.read(MESSAGES, Read(MESSAGES, 0, 0, 5, S1, value))
+    [letter] = [orjson.loads(line.value or b"") for line in one.world.kafka.lines(DEAD_LETTERS)]
+    assert letter["reason"] == "too_large"
+    assert letter["value"].encode() == bytes(value)
+    assert (letter["truncated"], letter["size"]) == (True, value.size)
+    assert letter["sha256"] == value.sha256
+
+
+async def test_a_giant_key_is_not_hashed_whole(
+    one: Entering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G10: hashing 20 MB in Python takes longer than the group waits for a heartbeat."""
+    hashed: list[int] = []
+
+    def counting(key: bytes, count: int) -> int:
+        hashed.append(len(key))
+        return partition_for(key, count)
+
+    monkeypatch.setattr(ingress_module, "partition_for", counting)
+    one.ends |= {(MESSAGES, 0): 1}
+    await one.read(MESSAGES, Read(MESSAGES, 0, 0, 5, b"k" * 20_000_000, b"no json"))
+    assert hashed == [4096]
+
+
+async def test_large_letters_go_piece_by_piece(one: Entering) -> None:
+    """G11: a thousand letters of a megabyte are never in memory at once."""
+    records = [Read(MESSAGES, 0, number, 5, S1, b"x" * (1024 * 1024)) for number in range(20)]
+    one.ends |= {(MESSAGES, 0): 20}
+    await one.read(MESSAGES, *records)
+    assert one.world.kafka.steps.count(f"append {DEAD_LETTERS}") == 3
+    assert len(one.world.kafka.lines(DEAD_LETTERS)) == 20
+
+
+async def test_the_log_has_a_line_for_many_letters(one: Entering) -> None:
+    """Whoever sends rubbish cannot fill the disk with our log."""
+    records = [Read(MESSAGES, 0, number, 5, S1, b"rubbish") for number in range(500)]
+    one.ends |= {(MESSAGES, 0): 500}
+    with capture_logs() as lines:
+        await one.read(MESSAGES, *records)
+    assert [line["count"] for line in lines if line["event"] == "dead letter"] == [500]
