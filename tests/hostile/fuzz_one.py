@@ -1,9 +1,9 @@
-"""One target in this process: `python -m tests.hostile.fuzz_one TARGET CORPUS [libFuzzer flags]`."""
+"""One target in this process: `python -m tests.hostile.fuzz_one TARGET CORPUS [flags]`."""
 
 import sys
 from pathlib import Path
 
-import atheris
+import atheris  # type: ignore[import-untyped]
 
 from tests.hostile.fuzz import INSTRUMENTED, plant
 
