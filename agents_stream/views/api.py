@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
+from agents_stream.views import openapi
 from agents_stream.views.http import Rejection, error_answer, json_answer
 from agents_stream.views.local import Views
 from agents_stream.views.queries import (
@@ -44,6 +45,7 @@ class Api:
             web.get("/api/timers", self.timers),
             web.get("/api/dead-letters", self.dead_letters),
             web.get("/api/cluster", self.cluster),
+            web.get("/openapi.json", self.openapi),
         ]
 
     async def healthz(self, _request: web.Request) -> web.StreamResponse:
@@ -93,6 +95,10 @@ class Api:
     async def cluster(self, request: web.Request) -> web.StreamResponse:
         """Workers, partitions and the sizes of their tables."""
         return json_answer(await self._views(request).cluster())
+
+    async def openapi(self, _request: web.Request) -> web.StreamResponse:
+        """What all of this is, for programs."""
+        return json_answer(openapi.document())
 
     def _views(self, request: web.Request) -> Views:
         asked_by_worker = FORWARDED in request.headers or request.query.get("scope") == "local"

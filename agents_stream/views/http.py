@@ -10,6 +10,7 @@ import base64
 import binascii
 import hmac
 import ipaddress
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -259,6 +260,23 @@ class AccessLogger(AbstractAccessLogger):
         """Write one line; what went well only at the level `debug`."""
         level = log.debug if response.status < HTTPStatus.BAD_REQUEST else log.info
         level("http_request", **_line(request), status=response.status, ms=round(time * 1000, 1))
+
+
+def protocol_logger() -> logging.Logger:
+    """Return the logger for aiohttp's own words: about what is no HTTP, or has too long a line.
+
+    It quotes the request, which may hold an event key, with a traceback for each. Ours tells the
+    kind of the fault.
+    """
+    logger = logging.Logger("agents_stream.http")  # noqa: LOG001 - nobody else is to have it
+    logger.addHandler(_ProtocolFaults())
+    return logger
+
+
+class _ProtocolFaults(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = record.exc_info[0] if record.exc_info else None
+        log.info("http_malformed", fault=kind.__name__ if kind else "unknown")
 
 
 def _line(request: web.BaseRequest) -> dict[str, str]:

@@ -9,7 +9,12 @@ from agents_stream.core.errors import TerminalError
 from agents_stream.settings import Settings
 from agents_stream.views.api import Api
 from agents_stream.views.door import door
-from agents_stream.views.http import AccessLogger, is_loopback, new_application
+from agents_stream.views.http import (
+    AccessLogger,
+    is_loopback,
+    new_application,
+    protocol_logger,
+)
 from agents_stream.views.ingest import EventPublisher, ingest_routes
 from agents_stream.views.local import LocalViews
 from agents_stream.views.looks import add_security_headers, prepare
@@ -61,6 +66,7 @@ class WebServer:
         runner = web.AppRunner(
             self._application(),
             access_log_class=AccessLogger,
+            logger=protocol_logger(),
             shutdown_timeout=SHUTDOWN_S,
             keepalive_timeout=IDLE_CONNECTION_S,
         )

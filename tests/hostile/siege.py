@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,7 +20,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.structs import TopicPartition
 
 from agents_stream.kafka.connection import client_options
-from agents_stream.kafka.topics import ACTIONS, DEAD_LETTERS, JOURNAL
+from agents_stream.kafka.topics import ACTIONS, DEAD_LETTERS, JOURNAL, OUTCOMES
 from agents_stream.settings import Settings
 from tests.hostile.batches import send_raw
 from tests.hostile.kinds import HEAVY, INPUTS, MANY, Shot
@@ -31,6 +31,7 @@ MAX_PEAK_MIB: Final = 1_024
 
 AT_ONCE: Final = 4
 CANARY_EVERY_S: Final = 1.0
+CANARY_LIMIT_S: Final = 60.0
 DRAIN_S: Final = 300.0
 ANSWERED: Final = [("data_collection", "responded", "awaiting_more_data")]
 SILENT: Final = [("promos", "timeout", "auto_created_order")]
@@ -216,20 +217,33 @@ async def _canaries(seen: Cluster, stop: asyncio.Event) -> dict[str, list[tuple[
 async def _judge_canaries(
     seen: Cluster, promised: Mapping[str, list[tuple[str, str, str]]]
 ) -> list[str]:
-    def told() -> bool:
-        return all(len(seen.outcomes(one)) >= len(outcomes) for one, outcomes in promised.items())
-
+    told = _outcomes(seen)
     try:
-        async with asyncio.timeout(30):
-            while not told():  # noqa: ASYNC110 - nothing tells us that another outcome came
-                await asyncio.sleep(0.2)
+        async with asyncio.timeout(CANARY_LIMIT_S):
+            while any(len(told[one]) < len(outcomes) for one, outcomes in promised.items()):
+                await asyncio.sleep(0.5)
+                told = _outcomes(seen)
     except TimeoutError:
         pass
     return [
-        f"{session}: {seen.outcomes(session)}, should be {outcomes}"
+        f"{session}: {told[session]}, should be {outcomes}"
         for session, outcomes in promised.items()
-        if seen.outcomes(session) != outcomes
+        if told[session] != outcomes
     ]
+
+
+def _outcomes(seen: Cluster) -> dict[str, list[tuple[str, str, str]]]:
+    """All outcomes of canaries so far, each id once, by session."""
+    ids: set[str] = set()
+    found: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+    for record in seen.records.get(seen.topic(OUTCOMES), []):
+        if not record.key.startswith(b"canary"):
+            continue
+        value = orjson.loads(record.value)
+        if value["id"] not in ids:
+            ids.add(value["id"])
+            found[value["sessionId"]].append((value["flow"], value["status"], value["action"]))
+    return found
 
 
 # -- verifying ----------------------------------------------------------------------------------
