@@ -12,8 +12,11 @@ MINUTES ?= 10
 STORE ?= mixed
 SEED ?=
 
+# How many hostile records `make hostile` sends.
+RECORDS ?= 1000000
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test holes check format bench chaos lock clean
+.PHONY: help install demo up test holes check format bench chaos hostile fuzz lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +63,12 @@ bench: install ## Measure latency and lateness, idle cost and start-up (results 
 
 chaos: install ## Break everything on a real cluster, and prove that nothing broke (MINUTES, SEED, STORE)
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --store $(STORE) $(if $(SEED),--seed $(SEED))
+
+hostile: install ## Send a million hostile records through a live worker, and count each (RECORDS, SEED)
+	@$(BIN)/python -m tests.hostile --records $(RECORDS) $(if $(SEED),--seed $(SEED))
+
+fuzz: install ## Fuzz what reads records and the reducer, guided by coverage (MINUTES)
+	@$(BIN)/python -m tests.hostile.fuzz --minutes $(MINUTES)
 
 lock: install ## Resolve the dependencies anew into requirements.lock
 	$(BIN)/python -m pip install --quiet uv

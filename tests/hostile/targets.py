@@ -171,7 +171,9 @@ def _record(data: bytes) -> Found:
 def _commands() -> list[bytes]:
     inputs = {"contactId": "c", "message": "hola"}
     one = {"id": "a1", "tool": TOOLS[0].name, "sessionId": "s", "attempt": 1, "inputs": inputs}
-    return [orjson.dumps(one), orjson.dumps({**one, "attempt": 0})]
+    levels = b"[" * 300 + b"]" * 300
+    deep = orjson.dumps({**one, "inputs": {"x": 0}}).replace(b":0}", b":%b}" % levels)
+    return [orjson.dumps(one), orjson.dumps({**one, "attempt": 0}), deep]
 
 
 def _entries() -> list[bytes]:

@@ -33,6 +33,15 @@ def test_a_command_is_its_attempt_and_its_inputs() -> None:
     assert command.attempt.session_id == "s1"
 
 
+@pytest.mark.parametrize("levels", [254, 900, 5_000])
+def test_what_is_too_deep_to_be_sent_is_refused(levels: int) -> None:
+    """G10: what is read but cannot be written would end the gateway, at every restart again."""
+    deep = b"[" * levels + b"]" * levels
+    raw = orjson.dumps({**GOOD, "inputs": {"x": 0}}).replace(b'{"x":0}', b'{"x":%b}' % deep)
+    with pytest.raises(InvalidEvent):
+        read_command(WHATSAPP, raw)
+
+
 @pytest.mark.parametrize("raw", [None, b"", b"{", b"\xff", b'{"id": NaN}'])
 def test_what_is_no_json_is_refused(raw: bytes | None) -> None:
     """Bad input is named for what it is (G10)."""

@@ -60,7 +60,10 @@ def read_command(tool: Tool, raw: bytes | None) -> Command:
     if wire.tool != tool.name:
         raise InvalidEvent("invalid_schema", f"tool: on this topic it is {tool.name!r}")
     attempt = Attempt(wire.id, wire.sessionId, wire.tool, wire.attempt)
-    return Command(attempt, orjson.dumps(wire.inputs))
+    try:
+        return Command(attempt, orjson.dumps(wire.inputs))
+    except orjson.JSONEncodeError:  # it reads 1,024 levels and writes 254
+        raise InvalidEvent("invalid_schema", "inputs: more levels than can be sent") from None
 
 
 def _explain(error: ValidationError) -> str:
