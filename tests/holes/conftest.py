@@ -59,7 +59,7 @@ def _reports(reporter: TerminalReporter) -> list[pytest.TestReport]:
 
 
 def _asked(config: pytest.Config) -> bool:
-    return any("holes" in str(argument) for argument in config.args)
+    return any("tests/holes" in str(argument) for argument in config.args)
 
 
 def _slow(item: pytest.Item) -> bool:
