@@ -12,6 +12,7 @@ import math
 from typing import Any, Final
 
 import structlog
+from aiokafka.errors import KafkaError
 
 from agents_stream.client import AgentsStream
 from agents_stream.core.errors import TerminalError
@@ -21,6 +22,7 @@ from agents_stream.kafka.connection import require_broker
 from agents_stream.kafka.engine import Engine, consumer_of, create_app
 from agents_stream.kafka.fail_stop import EXIT_DONE, end_now, fail_stop
 from agents_stream.kafka.letter_watch import LetterWatch
+from agents_stream.kafka.members import refuse_other_members
 from agents_stream.kafka.stage import exit_code_of
 from agents_stream.kafka.table import TABLE_NAME, SessionTable
 from agents_stream.kafka.topics import ACTIONS, CLOCK, JOURNAL, SESSIONS_CHANGELOG
@@ -101,6 +103,8 @@ class Worker:
         settings.data_dir.mkdir(parents=True, exist_ok=True)  # Faust makes only what is below it
         await require_broker(settings, BROKER_LIMIT_S)
         await refuse_broken_topics(settings)
+        await refuse_other_members(settings, self._subscribed())
+        await self.engine.ground.start()
         self.engine.watchdog.start()
         await self.producer.start()
         await self.web.start()
@@ -110,6 +114,7 @@ class Worker:
         for part in (self.ingress, self.sessions, self.effects, self.timers):
             await part.start()
         self._tasks.append(asyncio.create_task(self._probe_for_ever(), name="clock"))
+        self._tasks.append(asyncio.create_task(self._watch_ground(), name="ground"))
         tables: Any = self.faust.tables
         self.engine.watchdog.gauge("recovery", tables.recovery.stalled_s)
         self.engine.watchdog.gauge("consuming", consumer_of(self.faust).stalled_s)
@@ -139,11 +144,25 @@ class Worker:
                     await part.stop()
                 await self._prober.stop()
                 await self.letter_watch.stop()
+                await self.engine.ground.stop()
                 await self.web.stop()
                 await self.producer.close()
         except TimeoutError:
             fail_stop(f"the worker did not stop within {STOP_LIMIT_S:g} s")
         self.engine.watchdog.stop()
+
+    def _subscribed(self) -> set[str]:
+        """The topics of the group, as every member of it must have them."""
+        mine = {*self.ingress.inputs}
+        return mine | {self.engine.topic(name) for name in (JOURNAL, ACTIONS, SESSIONS_CHANGELOG)}
+
+    async def _watch_ground(self) -> None:
+        """End the process when the ground changes; wait while no broker answers."""
+        while True:
+            try:
+                await self.engine.ground.watch()
+            except KafkaError as error:
+                log.warning("the topics could not be looked at", error=str(error))
 
     async def _probe_clock(self) -> None:
         """Append to `session.clock`: the ack tells the broker's time."""

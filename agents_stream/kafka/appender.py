@@ -17,6 +17,7 @@ from aiokafka.structs import RecordMetadata
 
 from agents_stream.kafka.clock import BrokerClock
 from agents_stream.kafka.connection import client_options
+from agents_stream.kafka.fetch_guard import GroundChanged
 from agents_stream.settings import Settings
 
 MAX_BATCH_BYTES: Final = 1024 * 1024
@@ -52,6 +53,7 @@ class Appender:
 
     def __init__(self, settings: Settings, clock: BrokerClock) -> None:
         self._clock = clock
+        self._nexts: dict[tuple[str, int], int] = {}
         self._producer = AIOKafkaProducer(
             **client_options(settings),
             acks="all",
@@ -79,6 +81,7 @@ class Appender:
 
         Raises:
             KafkaError: something was refused or timed out; what was written is not known.
+            GroundChanged: what was acknowledged earlier is gone.
 
         """
         nexts = await asyncio.gather(
@@ -106,7 +109,22 @@ class Appender:
         metadata: RecordMetadata = await acked
         if metadata.timestamp_type == 1 and metadata.timestamp is not None:
             self._clock.observe(metadata.timestamp)
-        return metadata.offset + count if metadata.offset >= 0 else -1
+        if metadata.offset < 0:
+            return -1
+        self._require_progress(topic, partition, metadata.offset)
+        after: int = metadata.offset + count
+        self._nexts[topic, partition] = after
+        return after
+
+    def _require_progress(self, topic: str, partition: int, offset: int) -> None:
+        """What was acknowledged stays below what is appended later, or it is gone."""
+        before = self._nexts.get((topic, partition), 0)
+        if offset < before:
+            raise GroundChanged(
+                f"{topic}/{partition} went back from offset {before} to {offset} while we wrote it:"
+                " it was made anew, or a broker lost its tail. What Kafka had acknowledged is gone;"
+                " a restart finds out what and makes it again"
+            )
 
 
 def _put(batch: Any, line: Line) -> bool:

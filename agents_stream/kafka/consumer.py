@@ -16,7 +16,7 @@ Faust delivers record by record through a second thread and commits what its boo
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +32,9 @@ from mode.utils.futures import maybe_async
 from agents_stream.kafka.committed import heed_coordinator
 from agents_stream.kafka.connection import client_options
 from agents_stream.kafka.fail_stop import fail_stop
+from agents_stream.kafka.ground import Finding
+from agents_stream.kafka.starting import Starts
+from agents_stream.kafka.topics import JOURNAL, SESSIONS_CHANGELOG
 from agents_stream.kafka.unpacking import weight
 
 if TYPE_CHECKING:
@@ -78,6 +81,7 @@ class InLoopThread(AIOKafkaConsumerThread):
         await super().on_start()
         heed_coordinator(self._ensure_consumer())
         self.consumer.engine.membership.watch(self._ensure_consumer())
+        self.consumer.engine.ground.guard.watch(self._ensure_consumer())
 
     async def start(self) -> None:
         """Start in this loop."""
@@ -239,44 +243,50 @@ class BatchConsumer(Consumer):
 
     # -- positions --------------------------------------------------------------------------
 
+    async def examine_changelog(self, partitions: Iterable[int]) -> dict[int, Finding]:
+        """What has become of the table's changelog since the group last committed on it."""
+        changelog = self.engine.topic(SESSIONS_CHANGELOG)
+        # Asked with the others: their marks tell which changelog it was.
+        tps = [_aiokafka(tp) for tp in self.assignment()]
+        wanted = {TopicPartition(changelog, partition) for partition in partitions}
+        findings = await self.engine.ground.find(self.kafka, wanted.union(tps))
+        return {tp.partition: findings[tp] for tp in wanted}
+
     async def perform_seek(self) -> None:
         """Go to the committed offsets; where there are none, to the beginning, and commit that.
 
         From the first assignment on every partition has a committed offset. One without on a
         topic that is not empty has lost it (Kafka forgets a group that was away for a week).
+        What else may have changed under the group, and what then: `starting.py`.
         """
         epoch = self.epoch
         tps = [_aiokafka(tp) for tp in self.assignment() if not self._is_changelog_tp(tp)]
-        coordinator = self.kafka._coordinator  # noqa: SLF001 - one request for all partitions
-        committed = {
-            tp: meta.offset
-            for tp, meta in (await coordinator.fetch_committed_offsets(tps)).items()
-            if meta.offset >= 0
-        }
-        beginnings = await self.kafka.beginning_offsets(tps) if tps else {}
-        ends = await self.kafka.end_offsets(tps) if tps else {}
+        ground = self.engine.ground
+        findings = await ground.find(self.kafka, tps)
         if self.epoch != epoch:
             return  # revoked meanwhile: these positions are nobody's
+        starts = Starts(self.engine, findings)
+        starts.decide()
+        await starts.rewind_sources(self.kafka)
+        for partition in sorted(starts.owing):
+            await self.engine.publish_owed(partition)
+        if self.epoch != epoch:
+            return
         self._positions = {}
         self._backlogs = {}
-        for tp in tps:
-            start = committed.get(tp)
-            if start is None:
-                self.engine.refuse_forgotten(tp.topic, empty=beginnings[tp] >= ends[tp])
-                start = ends[tp] if self.engine.begins_at_end(tp.topic) else beginnings[tp]
-            elif start > ends[tp]:
-                log.warning(
-                    "a topic ends before its committed offset: made anew, or its tail was lost",
-                    topic=tp.topic,
-                    partition=tp.partition,
-                    committed=start,
-                    end=ends[tp],
-                )
-                start = self.engine.restart_of(tp.topic, beginnings[tp], ends[tp])
-            self.kafka.seek(tp, max(start, beginnings[tp]))
+        ground.begin(starts.verdicts)
+        for tp, verdict in starts.verdicts.items():
+            self.kafka.seek(tp, verdict.start)
             self._positions[TP(*tp)] = -1
-            self._done[TP(*tp)] = start
-        self._committed = {TP(*tp): offset for tp, offset in committed.items()}
+            self._done[TP(*tp)] = verdict.start
+        # What was committed with another mark is committed again, so that all marks agree.
+        self._committed = {
+            TP(*tp): finding.found.committed
+            for tp, finding in findings.items()
+            if finding.found.committed is not None
+            and ground.is_current(finding.found.mark, tp.topic)
+        }
+        self.engine.journal_again.clear()
         await self.commit()
 
     def pause_partitions(self, tps: Any) -> None:
@@ -297,8 +307,10 @@ class BatchConsumer(Consumer):
         """Commit what is done, never more; what Kafka refuses is done again by the next owner."""
         assigned = self.kafka.assignment()
         news = {
-            _aiokafka(tp): OffsetAndMetadata(offset, "")
-            for tp, offset in self._done.items()
+            _aiokafka(tp): OffsetAndMetadata(
+                offset, self.engine.ground.mark((tp.topic, tp.partition), offset)
+            )
+            for tp, offset in {**self._done, **self._changelog_ends()}.items()
             if self._committed.get(tp) != offset and tp in assigned
         }
         if not news:
@@ -315,6 +327,21 @@ class BatchConsumer(Consumer):
             return False
         self._committed.update({TP(*tp): meta.offset for tp, meta in news.items()})
         return True
+
+    def _changelog_ends(self) -> dict[TP, int]:
+        """How far the changelog has been acknowledged, so that a lost tail is found (G9's rows).
+
+        Only once the journal's place is decided: both are committed in one request, so what the
+        table says was written never runs ahead of what will be read again.
+        """
+        journal = self.engine.topic(JOURNAL)
+        changelog = self.engine.topic(SESSIONS_CHANGELOG)
+        return {
+            TP(changelog, partition): offset
+            for table in self.app.tables.values()
+            for partition, offset in getattr(table, "changelog_offsets", {}).items()
+            if TP(journal, partition) in self._done
+        }
 
     async def wait_empty(self) -> None:
         """At a revoke and at the end: let every stage finish its batch, commit, forget."""

@@ -25,6 +25,7 @@ from agents_stream.kafka.consumer import (
     BatchTransport,
 )
 from agents_stream.kafka.fail_stop import Watchdog, fail_stop
+from agents_stream.kafka.ground import Ground
 from agents_stream.kafka.membership import Membership
 from agents_stream.kafka.recovery import SessionTableManager
 from agents_stream.kafka.table import SessionTable
@@ -32,6 +33,8 @@ from agents_stream.settings import Settings
 
 COMMIT_INTERVAL_S: Final = 0.25
 MAX_BACKLOG_BYTES: Final = 8 * 1024 * 1024
+# The topics on which the group's own state stands: every mark says which they were.
+REMEMBERED: Final = (names.JOURNAL, names.ACTIONS, names.SESSIONS_CHANGELOG)
 
 
 class Stage(Protocol):
@@ -51,11 +54,21 @@ class Engine:
     stages: list[Stage] = field(default_factory=list)
     revoke_hooks: list[Callable[[], None]] = field(default_factory=list)
     assign_hooks: list[Callable[[int], Awaitable[None]]] = field(default_factory=list)
+    owed_hooks: list[Callable[[int], Awaitable[None]]] = field(default_factory=list)
     max_backlog_bytes: int = MAX_BACKLOG_BYTES
+    journal_again: dict[int, int] = field(default_factory=dict)
     sessions_appender: Appender = field(init=False)
+    ground: Ground = field(init=False)
 
     def __post_init__(self) -> None:
         self.sessions_appender = Appender(self.settings, self.clock)
+        specs = names.load_topics().specs
+        self.ground = Ground(
+            self.settings,
+            (self.topic(spec.name) for spec in specs),
+            (self.topic(name) for name in REMEMBERED),
+            fail_stop,
+        )
 
     def fence_timestamp(self) -> int:
         """The stamp of a changelog record now: see `membership.py`."""
@@ -74,34 +87,10 @@ class Engine:
         for hook in self.revoke_hooks:
             hook()
 
-    def begins_at_end(self, topic: str) -> bool:
-        """Whether a group without an offset skips what is there.
-
-        Only the actions, and only if the user says so; all else may be read twice without harm,
-        and what nobody has applied would be lost.
-        """
-        return topic == self.topic(names.ACTIONS) and self.settings.start_from == "latest"
-
-    def restart_of(self, topic: str, beginning: int, end: int) -> int:
-        """Where to read a topic again that ends before what was committed.
-
-        What was applied is known by `seen` and the journal's position, so from the beginning; but
-        actions would all be performed again, and what lies below the end has been published.
-        """
-        return end if topic == self.topic(names.ACTIONS) else beginning
-
-    def refuse_forgotten(self, topic: str, *, empty: bool) -> None:
-        """End the process where going on from the beginning would do everything again."""
-        if empty or topic != self.topic(names.ACTIONS):
-            return
-        if self.settings.start_from is not None:
-            return
-        fail_stop(
-            f"the group {self.settings.group_id} has no committed offset on {topic}, which is not "
-            "empty: Kafka forgets a group that was away for a week. Going on from the beginning "
-            "would ask the tools for everything again. Say where to begin with "
-            "AGENTS_STREAM_START_FROM=earliest or latest"
-        )
+    async def publish_owed(self, partition: int) -> None:
+        """Let every record of a partition publish again what it still owes: actions were lost."""
+        for hook in self.owed_hooks:
+            await hook(partition)
 
 
 def create_app(engine: Engine) -> faust.App:

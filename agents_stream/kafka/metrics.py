@@ -62,3 +62,11 @@ RETENTION_SECONDS: Final = Gauge(
     "For how long the cluster keeps the journal, and the input that it keeps shortest",
     ["topics"],
 )
+GROUND_CHANGES: Final = Counter(
+    "agents_stream_ground_changes",
+    "Partitions that were not as the group had left them",
+    ["topic", "change"],
+)
+RECORDS_LOST: Final = Counter(
+    "agents_stream_records_lost", "Records that Kafka deleted before they were read", ["topic"]
+)

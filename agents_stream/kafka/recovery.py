@@ -20,7 +20,7 @@ still does too (`progress_at`).
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,11 +31,14 @@ from faust.tables import TableManager
 from mode import Service
 from mode.utils.locks import Event
 
+from agents_stream.core.session import journal_position
 from agents_stream.kafka import metrics
 from agents_stream.kafka.appender import Appender, Line, Pending
 from agents_stream.kafka.connection import client_options
 from agents_stream.kafka.fail_stop import fail_stop
+from agents_stream.kafka.marks import Change
 from agents_stream.kafka.row_fold import RowFold
+from agents_stream.kafka.starting import JOURNAL_AGAIN, changelog_anew, tell
 from agents_stream.kafka.store import PartitionStore
 from agents_stream.kafka.topics import SESSIONS_CHANGELOG, load_topics
 
@@ -99,7 +102,7 @@ class ChangelogRecovery(Service):
     ) -> None:
         """Note what is to be recovered; the work is done outside Faust's callback."""
         del revoked, newly_assigned
-        partitions = self._owned_alike(assigned)
+        partitions = await self._owned_alike(assigned)
         generation, before = self._last
         kept = partitions & before if generation_id == generation + 1 else frozenset[int]()
         self._last = (generation_id, partitions)
@@ -112,7 +115,7 @@ class ChangelogRecovery(Service):
         self.in_recovery = True
         self.progress_at = time.monotonic()
 
-    def _owned_alike(self, assigned: Iterable[Any]) -> frozenset[int]:
+    async def _owned_alike(self, assigned: Iterable[Any]) -> frozenset[int]:
         """The partition numbers owned; they must be the same for every topic of ours."""
         topics = self.app.topics._topic_name_index  # noqa: SLF001 - Faust has no public way
         by_topic: dict[str, set[int]] = {topic: set() for topic in topics}
@@ -121,9 +124,10 @@ class ChangelogRecovery(Service):
         sets = {frozenset(partitions) for partitions in by_topic.values()}
         if len(sets) > 1:
             fail_stop(
-                "this worker does not own the same partitions of every topic (workers with "
-                f"another topic list are running beside it, or a topic was altered): {by_topic}. "
-                "Run `agents-stream topics check`"
+                await self.engine.ground.explain()
+                or "this worker does not own the same partitions of every topic: a worker of "
+                "another version, with another topic list, is in the group. Stop all workers of "
+                f"one of the versions. It was given {_uneven(by_topic)}"
             )
         return sets.pop() if sets else frozenset()
 
@@ -159,8 +163,14 @@ class ChangelogRecovery(Service):
             self.table.close_partition(partition, complete=False)
         fresh = sorted(wanted.partitions - set(self.table.partitions_owned))
         if fresh:
-            stores = {partition: self.table.open(partition) for partition in fresh}
-            if not await self._replay(stores, wanted.turn):
+            lost = await self._lost(fresh)
+            if self._turn != wanted.turn:
+                return False
+            stores = {
+                partition: self.table.open(partition, trusted=partition not in lost)
+                for partition in fresh
+            }
+            if not await self._replay(stores, lost, wanted.turn):
                 for partition in fresh:  # what was found out about them is lost
                     self.table.close_partition(partition, complete=False)
                 return False
@@ -170,7 +180,20 @@ class ChangelogRecovery(Service):
                 self.progress_at = time.monotonic()
         return True
 
-    async def _replay(self, stores: dict[int, PartitionStore], turn: int) -> bool:
+    async def _lost(self, partitions: Iterable[int]) -> set[int]:
+        """The partitions whose changelog lost records; a changelog that is another ends us."""
+        findings = await self.app.consumer.examine_changelog(partitions)
+        topic = self.engine.topic(SESSIONS_CHANGELOG)
+        told = self.engine.settings.start_from is not None
+        rebuilt = any(one.found.beginning < one.found.end for one in findings.values())
+        for partition, finding in findings.items():
+            if finding.verdict.change is Change.MADE_ANEW and not (rebuilt and told):
+                fail_stop(changelog_anew(topic))
+            if finding.verdict.change is not Change.FORGOTTEN:
+                tell(self.engine.settings.topic_prefix, TopicPartition(topic, partition), finding)
+        return {number for number, one in findings.items() if one.verdict.change is Change.TAIL_LOST}
+
+    async def _replay(self, stores: dict[int, PartitionStore], lost: set[int], turn: int) -> bool:
         topic = load_topics().name(SESSIONS_CHANGELOG, self.engine.settings.topic_prefix)
         tps = {TopicPartition(topic, partition): store for partition, store in stores.items()}
         reader = AIOKafkaConsumer(
@@ -188,22 +211,45 @@ class ChangelogRecovery(Service):
                 found = store.resume_offset()
                 start = beginnings[tp] if found is None else max(found, beginnings[tp])
                 if start > ends[tp]:
-                    fail_stop(f"the rows on disk are ahead of {topic}: is this another cluster?")
+                    # Of this changelog, by the marker's incarnation: so it has lost its tail.
+                    lost.add(tp.partition)
+                    self.table.close_partition(tp.partition, complete=False)
+                    tps[tp] = stores[tp.partition] = self.table.open(tp.partition, trusted=False)
+                    start = beginnings[tp]
                 reader.seek(tp, start)
-            beaten = await self._read(reader, tps, ends)
+            beaten, last = await self._read(reader, tps, ends)
         finally:
             await reader.stop()
         if beaten and not await self._write_winners(topic, stores, beaten, turn):
             return False
         for tp in tps:
             self.table.changelog_offsets[tp.partition] = ends[tp]
+            self.engine.ground.writes((tp.topic, tp.partition), ends[tp])
+        for partition in lost:
+            self._read_journal_again(partition, last.get(partition))
         return True
+
+    def _read_journal_again(self, partition: int, last: bytes | None) -> None:
+        """The changelog lost its tail: what its records were made of is applied once more.
+
+        What was lost came after the last record that is left, so it was made of entries from the
+        same pass or later ones. Entries that a record has applied already change nothing.
+        """
+        begin = max(0, journal_position(last)[1] - JOURNAL_AGAIN) if last else 0
+        self.engine.journal_again[partition] = begin
+        log.warning("the journal is read again from before the loss", partition=partition, at=begin)
 
     async def _read(
         self, reader: Any, tps: dict[TopicPartition, PartitionStore], ends: dict[Any, int]
-    ) -> dict[int, set[bytes]]:
-        """Apply the changelog up to `ends`; the keys for which a lower record came later."""
+    ) -> tuple[dict[int, set[bytes]], dict[int, bytes]]:
+        """Apply the changelog up to `ends`.
+
+        Returns:
+            The keys for which a lower record came later, and the last record of each partition.
+
+        """
         folds = {tp: RowFold(store.get) for tp, store in tps.items()}
+        last: dict[int, bytes] = {}
         unfinished = set(tps)
         while unfinished:
             fetched = await reader.getmany(timeout_ms=_POLL_MS)
@@ -212,6 +258,7 @@ class ChangelogRecovery(Service):
                 for record in records:
                     if record.key is not None:
                         folds[tp].take(record.key, record.value)
+                        last[tp.partition] = record.value or last.get(tp.partition, b"")
                 tps[tp].put_many(folds[tp].drain())
                 await asyncio.sleep(0)
             unfinished = {tp for tp in unfinished if await reader.position(tp) < ends[tp]}
@@ -222,7 +269,7 @@ class ChangelogRecovery(Service):
                 f"{len(unreadable)} records of the changelog cannot be read ({sessions}): "
                 "`agents-stream timers rebuild` repairs them from the journal"
             )
-        return {tp.partition: fold.beaten for tp, fold in folds.items() if fold.beaten}
+        return {tp.partition: fold.beaten for tp, fold in folds.items() if fold.beaten}, last
 
     async def _write_winners(
         self,
@@ -273,6 +320,17 @@ class ChangelogRecovery(Service):
         self.tables.on_standbys_ready()
         self.app.on_rebalance_end()
         return True
+
+
+def _uneven(by_topic: Mapping[str, set[int]]) -> str:
+    """What was given, in as few words as tell the difference."""
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for topic, partitions in sorted(by_topic.items()):
+        alike.setdefault(tuple(sorted(partitions)), []).append(topic)
+    return "; ".join(
+        f"{list(partitions)} of {', '.join(topics[:3])}{' ...' if len(topics) > 3 else ''}"  # noqa: PLR2004
+        for partitions, topics in alike.items()
+    )
 
 
 class SessionTableManager(TableManager):

@@ -87,14 +87,21 @@ class MemoryStore:
 
 
 class RocksStore:
-    """Rows in a RocksDB. A marker written at a clean close says how far they are complete."""
+    """Rows in a RocksDB. A marker written at a clean close says how far they are complete.
 
-    def __init__(self, path: Path, incarnation: str) -> None:
+    `incarnation` names the one changelog that the rows belong to: the cluster's id and the topic's.
+    A name and an address do not: another cluster may answer there, or a topic be made anew.
+    """
+
+    def __init__(self, path: Path, incarnation: str, *, trusted: bool = True) -> None:
         self._path = path
         self._incarnation = incarnation
+        self._why = "not closed cleanly"
         self._resume = self._take_marker()
+        if not trusted:
+            self._resume, self._why = None, "the changelog lost what they were made of"
         if self._resume is None and path.exists():
-            log.info("rows dropped", store=path.name, why="not closed cleanly")
+            log.warning("rows dropped", store=path.name, why=self._why)
             shutil.rmtree(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = Rdict(str(path), _options())
@@ -167,6 +174,8 @@ class RocksStore:
         match marker:
             case {"incarnation": self._incarnation, "offset": int(offset)} if self._path.exists():
                 return offset
+            case {"incarnation": str(other)}:
+                self._why = f"of another cluster or topic: {other}, here is {self._incarnation}"
         return None
 
 

@@ -14,6 +14,7 @@ import structlog
 from yarl import URL
 
 from agents_stream.kafka.store import MemoryStore, PartitionStore, RocksStore
+from agents_stream.kafka.topics import SESSIONS_CHANGELOG
 
 if TYPE_CHECKING:
     from agents_stream.kafka.engine import Engine
@@ -39,14 +40,15 @@ class SessionTable(faust.Table[bytes, bytes]):
         """Faust's bookkeeping is not used."""
         return None
 
-    def open(self, partition: int) -> PartitionStore:
-        """Take a partition's store into use."""
+    def open(self, partition: int, *, trusted: bool = True) -> PartitionStore:
+        """Take a partition's store into use; rows on disk are dropped unless they are trusted."""
         settings = self.engine.settings
         if settings.store == "memory":
             store: PartitionStore = MemoryStore()
         else:
             path = settings.data_dir / "rocksdb" / settings.group_id / f"{TABLE_NAME}-{partition}"
-            store = RocksStore(path, settings.bootstrap_servers)
+            incarnation = self.engine.ground.incarnation(self.engine.topic(SESSIONS_CHANGELOG))
+            store = RocksStore(path, incarnation, trusted=trusted)
         self.partitions_owned[partition] = store
         return store
 
@@ -54,6 +56,7 @@ class SessionTable(faust.Table[bytes, bytes]):
         """Put a partition's store away; `complete` if its rows equal the changelog."""
         store = self.partitions_owned.pop(partition)
         offset = self.changelog_offsets.pop(partition, None)
+        self.engine.ground.forget(self.engine.topic(SESSIONS_CHANGELOG), partition)
         store.close(offset if complete else None)
 
     def row(self, partition: int, key: bytes) -> bytes | None:
@@ -66,6 +69,7 @@ class SessionTable(faust.Table[bytes, bytes]):
         self.partitions_owned[partition].put_many(rows)
         if next_offset >= 0:
             self.changelog_offsets[partition] = next_offset
+            self.engine.ground.wrote(self.engine.topic(SESSIONS_CHANGELOG), partition, next_offset)
 
     def row_count(self) -> int:
         """How many rows this worker owns."""

@@ -11,7 +11,7 @@ The order of things, by batch, and what a crash right after each step leaves beh
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
@@ -74,6 +74,7 @@ class Sessions(BatchStage):
         self._actions_appender = Appender(engine.settings, engine.clock)
         self._changelog = engine.topic(SESSIONS_CHANGELOG)
         self._actions = engine.topic(ACTIONS)
+        engine.owed_hooks.append(self.publish_owed)
 
     async def start(self) -> None:
         """Connect."""
@@ -103,6 +104,24 @@ class Sessions(BatchStage):
         for batch in batches:
             self.consumer.done(batch.topic, batch.partition, batch.position)
         return rest
+
+    async def publish_owed(self, partition: int) -> None:
+        """Publish every outbox of a partition again, same ids: actions or entries were lost."""
+        async with self.lock:
+            if partition not in self.table.partitions_owned:
+                return
+            pending, count = Pending(), 0
+            for key, row in self.table.rows(partition):
+                for offset, owed in sorted(decode_record(row).outbox.items()):
+                    for action in owed:
+                        pending.add(self._actions, partition, _action_line(key, offset, action))
+                        count += 1
+                if len(pending.lines[self._actions, partition]) >= MAX_ENTRIES:
+                    await self._actions_appender.append(pending)
+                    pending = Pending()
+            if pending.lines[self._actions, partition]:
+                await self._actions_appender.append(pending)
+        log.warning("what the sessions owe is published again", partition=partition, actions=count)
 
     def _decide_some(
         self, work: _Work, batches: Sequence[Batch]
@@ -136,10 +155,9 @@ class Sessions(BatchStage):
                 work.touched.add(place)
             _note(work, entry, at, decision)
         for action in owed:
-            line = {"v": 1, "sessionId": entry.session_id, "offset": at.offset, "action": action}
-            value = orjson.dumps(line)
-            work.owed_bytes[place] += len(value)
-            work.actions.add(self._actions, at.partition, Line(place[1], value))
+            line = _action_line(place[1], at.offset, action)
+            work.owed_bytes[place] += len(line.value or b"")
+            work.actions.add(self._actions, at.partition, line)
         return work.owed_bytes[place]
 
     def _load(self, partition: int, key: bytes) -> SessionRecord | None:
@@ -182,6 +200,11 @@ class Sessions(BatchStage):
                 self.wheel.follow(place[0], work.records[place])
         for partition, session_id, name, late_by_ms in work.early:
             self.wheel.again(partition, session_id, name, late_by_ms)
+
+
+def _action_line(key: bytes, offset: int, action: Mapping[str, Any]) -> Line:
+    line = {"v": 1, "sessionId": key.decode(), "offset": offset, "action": action}
+    return Line(key, orjson.dumps(line))
 
 
 def _note(work: _Work, entry: Entry, at: Position, decision: Decision) -> None:

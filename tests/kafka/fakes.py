@@ -8,13 +8,13 @@ from typing import Any, NoReturn, Self
 
 import pytest
 
-from agents_stream.kafka import consumer, engine, fail_stop, recovery, stage, upkeep
+from agents_stream.kafka import consumer, engine, fail_stop, recovery, stage, starting, upkeep
 from agents_stream.kafka.appender import Line, Pending
 from agents_stream.kafka.engine import Engine
 from agents_stream.settings import Settings
 from agents_stream.stages import effects, ingress, sessions, timers
 
-_STOPPING = (consumer, engine, fail_stop, recovery, stage, timers, upkeep)
+_STOPPING = (consumer, engine, fail_stop, recovery, stage, starting, timers, upkeep)
 _APPENDING = (engine, effects, ingress, sessions, timers)
 
 

@@ -12,6 +12,8 @@ from aiokafka.structs import TopicPartition
 
 from agents_stream.kafka import recovery as recovery_module
 from agents_stream.kafka.appender import Line
+from agents_stream.kafka.ground import Finding
+from agents_stream.kafka.marks import Found, judge
 from agents_stream.kafka.recovery import ChangelogRecovery
 from agents_stream.kafka.store import MemoryStore
 from agents_stream.kafka.topics import SESSIONS_CHANGELOG
@@ -73,6 +75,9 @@ class FakeReader:
         return fetched
 
 
+WELL = Found(committed=0, beginning=0, end=0)
+
+
 class FakeTable:
     """The table's partitions, without Faust."""
 
@@ -82,11 +87,11 @@ class FakeTable:
         self.opened: list[int] = []
         self.found: dict[int, int] = {}
 
-    def open(self, partition: int) -> MemoryStore:
+    def open(self, partition: int, *, trusted: bool = True) -> MemoryStore:
         """Take a store into use; `found` says how far rows on disk are complete."""
         self.opened.append(partition)
         store = MemoryStore()
-        if partition in self.found:
+        if partition in self.found and trusted:
             store.resume_offset = lambda: self.found[partition]  # type: ignore[method-assign]
         self.partitions_owned[partition] = store
         return store
@@ -172,6 +177,10 @@ def made(world: World, monkeypatch: pytest.MonkeyPatch) -> Recovering:
     def resume_flow() -> None:
         recovering.resumed.append(frozenset(table.partitions_owned))
 
+    async def examine(partitions: Iterable[int]) -> dict[int, Finding]:
+        return {number: Finding(WELL, judge(WELL)) for number in partitions}
+
+    world.consumer.examine_changelog = examine  # type: ignore[attr-defined]
     world.consumer.perform_seek = seek  # type: ignore[attr-defined]
     world.consumer.resume_flow = resume_flow  # type: ignore[attr-defined]
     world.consumer.assignment = set  # type: ignore[attr-defined]

@@ -29,6 +29,7 @@ from agents_stream.kafka.committed import heed_coordinator
 from agents_stream.kafka.connection import client_options
 from agents_stream.kafka.membership import Membership
 from agents_stream.settings import Settings
+from agents_stream.stages.gateway.footing import Footing
 from agents_stream.stages.gateway.progress import Progress
 
 log = structlog.get_logger()
@@ -154,11 +155,13 @@ class OrderedConsumer:
         self._failure: BaseException | None = None
         self._failed = asyncio.Event()
         self._membership = Membership()
+        self.footing = Footing(settings, handler.group, handler.topics, self._fail)
         self.consumer = AIOKafkaConsumer(
             **client_options(settings),
             group_id=handler.group,
             enable_auto_commit=False,
             isolation_level="read_committed",
+            # Only where there is no offset: what is out of range ends us, see `fetch_guard.py`.
             auto_offset_reset=settings.start_from or "earliest",
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=HEARTBEAT_MS,
@@ -171,9 +174,11 @@ class OrderedConsumer:
 
     async def start(self) -> None:
         """Connect. The group is joined by `run`."""
+        await self.footing.start()
         await self.consumer.start()
         heed_coordinator(self.consumer)
         self._membership.watch(self.consumer)
+        self.footing.guard(self.consumer)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Consume until `stop`, then end what has begun and leave the group.
@@ -187,6 +192,7 @@ class OrderedConsumer:
         loops = [
             asyncio.create_task(self._poll()),
             asyncio.create_task(self._commit_regularly()),
+            asyncio.create_task(self.footing.watch()),
         ]
         for loop in loops:
             loop.add_done_callback(self._note_end)
@@ -206,8 +212,13 @@ class OrderedConsumer:
         """Disconnect, if `run` has not done so."""
         await self._leave()
 
+    async def take_over(self, assigned: Iterable[TopicPartition]) -> None:
+        """The group gave us these partitions. Nothing is fetched before it is known from where."""
+        if await self.footing.settle(self.consumer, assigned):
+            self.hold(assigned)
+
     def hold(self, assigned: Iterable[TopicPartition]) -> None:
-        """The group gave us these partitions."""
+        """Hold these partitions."""
         tps = set(assigned)
         numbers = {tp.partition for tp in tps}
         if len(tps) != len(numbers) * len(self._handler.topics):
@@ -226,6 +237,7 @@ class OrderedConsumer:
 
     async def release(self) -> None:
         """The group takes everything away: drop, wait, commit."""
+        self.footing.leave()
         if self._opening is not None:
             self._opening.cancel()
         held, self._held = list(self._held.values()), {}
@@ -257,11 +269,13 @@ class OrderedConsumer:
         """Commit where the group begins, so that it is never again taken for a new one."""
         first: dict[TopicPartition, int] = {}
         for tp in tps:
-            if await self.consumer.committed(tp) is None:
+            marked = tp not in self.footing.unmarked
+            if not marked or await self.consumer.committed(tp) is None:
                 taken = self._held_for(tp).progress[tp].committable
-                first[tp] = await self.consumer.position(tp) if taken is None else taken
+                start = await self.consumer.position(tp) if marked else self.footing.unmarked[tp]
+                first[tp] = start if taken is None else taken
         if first:
-            await self.consumer.commit(first)
+            await self.consumer.commit(self.footing.marked(first))
 
     async def _poll(self) -> None:
         while True:
@@ -326,7 +340,7 @@ class OrderedConsumer:
             return
         try:
             async with asyncio.timeout(COMMIT_LIMIT_S):
-                await self.consumer.commit(offsets)
+                await self.consumer.commit(self.footing.marked(offsets))
         except (CommitFailedError, IllegalStateError, TimeoutError) as error:
             log.warning("offsets_not_committed", group=self._handler.group, error=repr(error))
         else:
@@ -358,6 +372,7 @@ class OrderedConsumer:
         self._failed.set()
 
     async def _leave(self) -> None:
+        await self.footing.stop()
         try:
             async with asyncio.timeout(CLOSE_LIMIT_S):
                 await self.consumer.stop()
@@ -384,4 +399,4 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # untyped in 
 
     async def on_partitions_assigned(self, assigned: list[TopicPartition]) -> None:
         """We hold these from now on."""
-        self._owner.hold(assigned)
+        await self._owner.take_over(assigned)

@@ -206,7 +206,14 @@ class PartitionMemory:
     async def _write(self, key: str, line: dict[str, Any] | None) -> None:
         """Append a line, take in whatever came before it, then the line itself."""
         value = None if line is None else orjson.dumps(line)
+        before = self._next or 0
         written = await self._log.append(self.number, key, value)
+        if written.offset is not None and written.offset < before:
+            raise TerminalError(
+                f"the gateway's memory (partition {self.number}) went back from offset {before} to "
+                f"{written.offset}: its topic was made anew, or a broker lost its tail. Nothing is "
+                "performed on it; at its restart the gateway says what follows"
+            )
         # Under the lock, so that what lies before many own lines is read once.
         async with self._in_order:
             if written.offset is None:

@@ -7,6 +7,8 @@ from aiokafka.structs import TopicPartition
 
 from agents_stream.core.errors import TerminalError
 from agents_stream.kafka import topic_admin
+from agents_stream.kafka.ground import Ground
+from agents_stream.kafka.marks import Change
 from agents_stream.kafka.topics import load_topics
 from agents_stream.settings import Settings
 from agents_stream.stages.gateway.memory import group_of
@@ -33,6 +35,7 @@ async def refuse_unfit_topics(settings: Settings, names: tuple[str, ...]) -> Non
 
 async def refuse_lost_offsets(
     settings: Settings,
+    ground: Ground,
     consumer: AIOKafkaConsumer,
     topics: tuple[str, ...],
     group: str,
@@ -53,7 +56,7 @@ async def refuse_lost_offsets(
     tps = [
         TopicPartition(topic, number) for topic in topics for number in range(settings.partitions)
     ]
-    if not await _without_offset(consumer, tps):
+    if not await _without_offset(ground, consumer, tps):
         return
     begun: set[int] = set()
     starts: dict[int, int | None] = dict.fromkeys(range(settings.partitions))
@@ -65,7 +68,7 @@ async def refuse_lost_offsets(
         return
     # Asked again: a group commits before it writes its marker, so a marker that was read just now
     # without an offset read after it is no group that another gateway is beginning at this moment.
-    lost = [tp for tp in await _without_offset(consumer, tps) if tp.partition in begun]
+    lost = [tp for tp in await _without_offset(ground, consumer, tps) if tp.partition in begun]
     ends, begins = await consumer.end_offsets(tps), await consumer.beginning_offsets(tps)
     full = [tp for tp in lost if ends[tp] > begins[tp]]
     if full:
@@ -79,6 +82,8 @@ async def refuse_lost_offsets(
 
 
 async def _without_offset(
-    consumer: AIOKafkaConsumer, tps: list[TopicPartition]
+    ground: Ground, consumer: AIOKafkaConsumer, tps: list[TopicPartition]
 ) -> list[TopicPartition]:
-    return [tp for tp in tps if await consumer.committed(tp) is None]
+    """The partitions without an offset, but for topics made anew: what they hold is new."""
+    findings = await ground.find(consumer, tps)
+    return [tp for tp, one in findings.items() if one.verdict.change is Change.FORGOTTEN]

@@ -148,7 +148,14 @@ async def _consumer(
     ordered = OrderedConsumer(settings, handler, drain_s)
     await ordered.start()
     stack.push_async_callback(ordered.close)
-    await refuse_lost_offsets(settings, ordered.consumer, handler.topics, handler.group, memory_log)
+    await refuse_lost_offsets(
+        settings,
+        ordered.footing.ground,
+        ordered.consumer,
+        handler.topics,
+        handler.group,
+        memory_log,
+    )
     return ordered
 
 
