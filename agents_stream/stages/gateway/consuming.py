@@ -25,7 +25,6 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from agents_stream.core.errors import TerminalError
 from agents_stream.kafka.clock import monotonic_ms
-from agents_stream.kafka.committed import heed_coordinator
 from agents_stream.kafka.connection import client_options
 from agents_stream.kafka.membership import Membership
 from agents_stream.settings import Settings
@@ -161,7 +160,6 @@ class OrderedConsumer:
             group_id=handler.group,
             enable_auto_commit=False,
             isolation_level="read_committed",
-            # Only where there is no offset: what is out of range ends us, see `fetch_guard.py`.
             auto_offset_reset=settings.start_from or "earliest",
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=HEARTBEAT_MS,
@@ -176,7 +174,6 @@ class OrderedConsumer:
         """Connect. The group is joined by `run`."""
         await self.footing.start()
         await self.consumer.start()
-        heed_coordinator(self.consumer)
         self._membership.watch(self.consumer)
         self.footing.guard(self.consumer)
 

@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from agents_stream.core.errors import TerminalError
+from agents_stream.kafka.committed import heed_coordinator
 from agents_stream.kafka.fetch_guard import GroundChanged
 from agents_stream.kafka.ground import Finding, Ground
 from agents_stream.kafka.marks import Change, Verdict
@@ -53,7 +54,11 @@ class Footing:
         await self.ground.stop()
 
     def guard(self, consumer: AIOKafkaConsumer) -> None:
-        """Look at each of its fetches, and hold them back until `settle`."""
+        """Look at each of its fetches, and hold them back until `settle`.
+
+        So aiokafka's reset is only for partitions without an offset: out of range ends us.
+        """
+        heed_coordinator(consumer)
         self.ground.guard.watch(consumer)
 
     async def settle(self, consumer: AIOKafkaConsumer, assigned: Iterable[TopicPartition]) -> bool:
