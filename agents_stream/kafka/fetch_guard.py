@@ -142,7 +142,7 @@ class FetchGuard:
                 raise GroundChanged(_tail_lost(place, position))
             if epochs.last != NO_EPOCH and base_offset >= position:
                 ends = await self._surveyor.epoch_ends({place: epochs.last})
-                if ends[place] < position:
+                if ends.get(place, 0) < position:
                     raise GroundChanged(_tail_lost(place, position))
             elif epochs.last != NO_EPOCH:
                 raise GroundChanged(_tail_lost(place, position))

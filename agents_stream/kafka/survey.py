@@ -251,7 +251,8 @@ class Surveyor:
     async def epoch_ends(self, epochs: Mapping[Place, int]) -> dict[Place, int]:
         """Say where the given leader epoch of each partition ended.
 
-        The answer is the first offset that a later leader wrote, or the end of the log.
+        The answer is the first offset that a later leader wrote, or the end of the log. A
+        partition whose leader knows nothing of that epoch is not in it.
 
         Raises:
             KafkaError: not all leaders answered within ASK_LIMIT_S.
@@ -272,7 +273,7 @@ class Surveyor:
                 if len(ends) < len(epochs):
                     await asyncio.sleep(_AGAIN_S)
                     await self._client.force_metadata_update()
-        return ends
+        return {place: end for place, end in ends.items() if end >= 0}
 
     async def _send(self, node: int, request: Any) -> Any:
         try:
@@ -314,8 +315,8 @@ def _ends(answer: Any) -> dict[Place, int]:
     for topic, partitions in answer.topics:
         for code, partition, _epoch, end in partitions:
             error = for_code(code)
-            if code == 0 and end >= 0:
+            if code == 0:
                 ends[topic, partition] = end
-            elif code and not error.retriable:
+            elif not error.retriable:
                 raise error(f"{topic}/{partition}")
     return ends

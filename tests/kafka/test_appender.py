@@ -13,6 +13,7 @@ from agents_stream.kafka import ranges, topic_admin
 from agents_stream.kafka import topics as names
 from agents_stream.kafka.appender import Appender, Line, Pending
 from agents_stream.kafka.clock import BrokerClock
+from agents_stream.kafka.fetch_guard import GroundChanged
 from agents_stream.settings import Settings
 
 
@@ -109,7 +110,7 @@ async def test_the_acks_of_the_brokers_own_time_move_the_clock(kafka_settings: S
 async def test_the_next_batch_waits_for_the_ack_of_the_last() -> None:
     """DESIGN §2: one unacknowledged batch a partition; a broker may accept a gap otherwise."""
     appender = Appender.__new__(Appender)
-    appender._clock = BrokerClock()
+    appender._clock, appender._nexts = BrokerClock(), {}
     producer = SlowProducer()
     appender._producer = producer
     pending = Pending()
@@ -120,11 +121,27 @@ async def test_the_next_batch_waits_for_the_ack_of_the_last() -> None:
     assert producer.sent == 5
 
 
+async def test_an_ack_that_goes_back_is_an_error() -> None:
+    """G1: what was acknowledged before is gone, and whoever wrote it must not go on."""
+    appender = Appender.__new__(Appender)
+    appender._clock, appender._nexts = BrokerClock(), {}
+    producer = SlowProducer()
+    appender._producer = producer
+    pending = Pending()
+    pending.add("t", 0, Line(b"k", b"v"))
+    for producer.offset in (4, 5, -1, 6):
+        await appender.append(pending)
+    producer.offset = 6
+    with pytest.raises(GroundChanged, match="went back from offset 7 to 6"):
+        await appender.append(pending)
+
+
 class SlowProducer:
     """A producer whose batches hold one record, and whose acks come later, as duplicates."""
 
     def __init__(self) -> None:
         self.in_flight = self.most_in_flight = self.sent = 0
+        self.offset = -1
 
     def create_batch(self) -> Any:
         """A batch for one record."""
@@ -141,7 +158,7 @@ class SlowProducer:
     async def _ack(self) -> Any:
         await asyncio.sleep(0.001)
         self.in_flight -= 1
-        return type("Ack", (), {"timestamp_type": 1, "timestamp": -1, "offset": -1})
+        return type("Ack", (), {"timestamp_type": 1, "timestamp": -1, "offset": self.offset})
 
 
 class OneRecord:

@@ -117,6 +117,16 @@ class FakeTable:
             if later(line.value, self.store.get(line.key)):
                 self.store.put_many({line.key: line.value})
 
+    @property
+    def partitions_owned(self) -> dict[int, MemoryStore]:
+        """The one partition."""
+        return {1: self.store}
+
+    def rows(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
+        """All rows."""
+        assert partition == 1
+        return self.store.items()
+
     def row(self, partition: int, key: bytes) -> bytes | None:
         """A row."""
         assert partition == 1

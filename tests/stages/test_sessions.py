@@ -138,6 +138,23 @@ async def test_a_later_write_keeps_what_the_crash_left_unpublished(
     assert published == story.actions
 
 
+async def test_what_is_owed_is_published_where_the_journal_lost_its_entries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """G1: nobody will bring the entries again whose actions a crash left unpublished."""
+    world = World.made(monkeypatch)
+    story = told([("s1", "start"), ("s1", "send"), ("s1", "close")])
+    world.kafka.crash_at = 2  # after the changelog, before the actions
+    with pytest.raises(Crash):
+        await begun(world).stage.work(list(batches_of(story.journal, iter([9]))))
+    world.kafka.crash_at = 0
+    again = begun(world).stage
+    await again.publish_owed(1)
+    await again.publish_owed(2)  # another's by now
+    published = [orjson.loads(line.value or b"")["action"] for line in world.kafka.lines(ACTIONS)]
+    assert published == story.actions
+
+
 async def test_what_was_acknowledged_leaves_the_outbox_with_the_next_write(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
