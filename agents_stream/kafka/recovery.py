@@ -191,7 +191,9 @@ class ChangelogRecovery(Service):
                 fail_stop(changelog_anew(topic))
             if finding.verdict.change is not Change.FORGOTTEN:
                 tell(self.engine.settings.topic_prefix, TopicPartition(topic, partition), finding)
-        return {number for number, one in findings.items() if one.verdict.change is Change.TAIL_LOST}
+        return {
+            number for number, one in findings.items() if one.verdict.change is Change.TAIL_LOST
+        }
 
     async def _replay(self, stores: dict[int, PartitionStore], lost: set[int], turn: int) -> bool:
         topic = load_topics().name(SESSIONS_CHANGELOG, self.engine.settings.topic_prefix)
