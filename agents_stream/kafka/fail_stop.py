@@ -77,12 +77,16 @@ class Watchdog:
         self._gauges[name] = stalled_s
 
     @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        """Watch a piece of work: it must end within the limit."""
+    def span(self, name: str) -> Iterator[Callable[[], None]]:
+        """Watch a piece of work: it must end, or say that it has moved on, within the limit."""
         token = next(self._tokens)
-        self._spans[token] = (name, time.monotonic())
+
+        def moved() -> None:
+            self._spans[token] = (name, time.monotonic())
+
+        moved()
         try:
-            yield
+            yield moved
         finally:
             del self._spans[token]
 

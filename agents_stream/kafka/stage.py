@@ -7,7 +7,7 @@ exception ends the process before anything could acknowledge what was not done.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from aiokafka.errors import (
@@ -43,8 +43,16 @@ def exit_code_of(error: Exception) -> int:
     return EXIT_UNREACHABLE if isinstance(error, _UNREACHABLE) else EXIT_REFUSED
 
 
+def _nothing() -> None:
+    """Before the first batch nobody watches."""
+
+
 class BatchStage(ABC):
-    """One stage. `lock` is held while a batch is worked on; a revoke waits for it."""
+    """One stage. `lock` is held while a batch is worked on; a revoke waits for it.
+
+    `moved` tells the watchdog that Kafka has acknowledged something: a backlog may take longer
+    than the watchdog waits, and to end the process then would begin it anew for ever.
+    """
 
     name: str
 
@@ -52,6 +60,7 @@ class BatchStage(ABC):
         self.engine = engine
         self.app = app
         self.lock = asyncio.Lock()
+        self.moved: Callable[[], None] = _nothing
         engine.stages.append(self)
 
     @property
@@ -79,7 +88,7 @@ class BatchStage(ABC):
 
     async def _work_or_die(self, batches: Sequence[Batch]) -> None:
         try:
-            with self.engine.watchdog.span(self.name):
+            with self.engine.watchdog.span(self.name) as self.moved:
                 await self.work(batches)
         except asyncio.CancelledError:
             raise

@@ -57,6 +57,7 @@ class Effects(BatchStage):
                 count += 1
                 if count >= MAX_LINES:
                     await self._appender.append(pending)
+                    self.moved()
                     self.consumer.done(batch.topic, batch.partition, record.offset + 1)
                     pending, count = Pending(), 0
         if pending.lines:

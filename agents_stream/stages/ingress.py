@@ -187,6 +187,7 @@ class Ingress(BatchStage):
 
     async def _append_piece(self, pending: Pending) -> None:
         await self.appender.append(pending)
+        self.moved()
         # A line each would let whoever sends rubbish fill the disk with our log.
         for (reason, topic), count in self._buried.items():
             log.warning("dead letter", reason=reason, topic=topic, count=count)

@@ -101,6 +101,7 @@ class Sessions(BatchStage):
         await self._write(work)
         if work.actions.lines:
             await self._actions_appender.append(work.actions)
+        self.moved()
         for batch in batches:
             self.consumer.done(batch.topic, batch.partition, batch.position)
         return rest

@@ -118,3 +118,18 @@ def test_spans_come_and_go_while_the_process_wakes_up(monkeypatch: pytest.Monkey
     assert dog._thread.is_alive()
     dog.stop()
     assert not errors
+
+
+def test_work_that_says_it_has_moved_on_is_not_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """G11: a long backlog moves with every ack; without one the limit counts from the last."""
+    now = 1_000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    dog = Watchdog(limit_s=60)
+    with dog.span("ingress") as moved:
+        now += 59
+        moved()
+        now += 59
+        assert dog.stalled() is None
+        now += 2
+        assert dog.stalled() == "ingress has been at one batch for 61 s"
+    assert dog.stalled() is None

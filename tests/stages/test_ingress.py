@@ -300,3 +300,15 @@ async def test_the_log_has_a_line_for_many_letters(one: Entering) -> None:
     with capture_logs() as lines:
         await one.read(MESSAGES, *records)
     assert [line["count"] for line in lines if line["event"] == "dead letter"] == [500]
+
+
+async def test_every_acked_piece_is_progress(
+    one: Entering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G11: a backlog that takes longer than the watchdog waits is no worker that stands still."""
+    monkeypatch.setattr(ingress_module, "MAX_LINES", 10)
+    told: list[int] = []
+    one.ingress.moved = lambda: told.append(len(one.journal))
+    one.ends |= {(MESSAGES, 0): 25}
+    await one.read(MESSAGES, *(message(number, at=number) for number in range(25)))
+    assert told == [10, 20, 25]
