@@ -17,7 +17,6 @@ A session whose first entries are gone by retention cannot be proved; it is coun
 at a time, so that memory holds the sessions of one partition.
 """
 
-import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -25,16 +24,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
 from agents_stream.core.decider import apply
-from agents_stream.core.errors import RetryableError
 from agents_stream.core.journal import Entry, Position, decode_entry
 from agents_stream.core.session import SessionRecord, decode_record
 from agents_stream.kafka import ranges
-from agents_stream.kafka.connection import client_options
 from agents_stream.kafka.row_fold import RowFold
 from agents_stream.kafka.topics import (
     ACTIONS,
@@ -46,10 +41,9 @@ from agents_stream.kafka.topics import (
 from agents_stream.published import OUTWARD, OwnEvents, Published
 from agents_stream.replay import Replay, Report, Violation
 from agents_stream.settings import Settings
+from agents_stream.worker_group import committed_offsets
 
 PROGRESS_EVERY: Final = 500
-COORDINATOR_ATTEMPTS: Final = 40
-COORDINATOR_PAUSE_S: Final = 0.25
 
 OnProgress = Callable[[int, int], None]
 Spans = dict[tuple[str, int], tuple[int, int]]
@@ -308,37 +302,3 @@ class _Partition:
 
     def _violated(self, session_id: str, detail: str, offset: int | None) -> None:
         self.report.add(Violation(session_id, "G8", detail, self.place[1], offset))
-
-
-async def committed_offsets(settings: Settings) -> dict[tuple[str, int], int]:
-    """How far the workers' group has come, by partition of each topic.
-
-    Raises:
-        RetryableError: Kafka cannot be read just now.
-
-    """
-    admin = AIOKafkaAdminClient(**client_options(settings))
-    try:
-        await admin.start()
-        offsets = await _offsets_of(admin, settings.group_id)
-    except KafkaError as error:
-        raise RetryableError(f"Kafka cannot be read just now: {error!r}") from error
-    finally:
-        await admin.close()
-    known = {(tp.topic, tp.partition): found.offset for tp, found in offsets.items()}
-    return {place: offset for place, offset in known.items() if offset >= 0}
-
-
-async def _offsets_of(admin: Any, group: str) -> dict[Any, Any]:
-    """What a group has committed. A new cluster needs seconds before it can tell of any group."""
-    for _ in range(COORDINATOR_ATTEMPTS):
-        try:
-            offsets: dict[Any, Any] = await admin.list_consumer_group_offsets(group)
-        except KafkaError as error:
-            if not error.retriable:
-                raise
-            last = error
-            await asyncio.sleep(COORDINATOR_PAUSE_S)
-        else:
-            return offsets
-    raise last

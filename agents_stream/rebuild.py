@@ -11,28 +11,23 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from agents_stream.audit import committed_offsets
-from agents_stream.core.errors import BrokerUnreachable, RetryableError, TerminalError
+from agents_stream.core.errors import BrokerUnreachable, TerminalError
 from agents_stream.core.journal import Position
 from agents_stream.kafka import ranges
 from agents_stream.kafka.appender import Appender, Line, Pending
 from agents_stream.kafka.clock import BrokerClock
-from agents_stream.kafka.connection import client_options
 from agents_stream.kafka.topics import CLOCK, JOURNAL, SESSIONS_CHANGELOG, load_topics
 from agents_stream.rebuilding import PartitionRebuild, Repair, Untouched
 from agents_stream.settings import Settings
+from agents_stream.worker_group import Committed, committed_offsets, member_count
 
 PROGRESS_EVERY: Final = 500
 REPAIRS_AT_ONCE: Final = 100
 WRITE_LIMIT_S: Final = 60.0
-COORDINATOR_ATTEMPTS: Final = 40
-COORDINATOR_PAUSE_S: Final = 0.25
 
 OnProgress = Callable[[int, int], None]
-Committed = dict[tuple[str, int], int]
 
 
 @dataclass(slots=True)
@@ -146,7 +141,7 @@ async def require_no_workers(settings: Settings) -> None:
         TerminalError: there are some.
 
     """
-    members = await _members(settings)
+    members = await member_count(settings)
     if members:
         raise TerminalError(
             f"{members} workers of {settings.group_id} are running, and would not see what is"
@@ -185,7 +180,7 @@ async def write(settings: Settings, made: Plan, on_progress: OnProgress) -> None
         ) from error
     finally:
         await appender.stop()
-    if await _members(settings):
+    if await member_count(settings):
         raise TerminalError(
             "a worker has started while the repairs were written, and may not have seen them: stop"
             " it and run this again"
@@ -208,26 +203,3 @@ def _lines(settings: Settings, repairs: Sequence[Repair], now_ms: int) -> Pendin
         if repair.row is not None:
             pending.add(topic, repair.partition, Line(repair.key, repair.row, (), now_ms))
     return pending
-
-
-async def _members(settings: Settings) -> int:
-    """How many workers are in the group. A new cluster needs seconds before it can tell."""
-    admin = AIOKafkaAdminClient(**client_options(settings))
-    last: KafkaError | None = None
-    try:
-        await admin.start()
-        for _ in range(COORDINATOR_ATTEMPTS):
-            try:
-                answers = await admin.describe_consumer_groups([settings.group_id])
-            except KafkaError as error:
-                if not error.retriable:
-                    raise
-                last = error
-                await asyncio.sleep(COORDINATOR_PAUSE_S)
-            else:
-                return sum(len(group[5]) for answer in answers for group in answer.groups)
-    except KafkaError as error:
-        last = error
-    finally:
-        await admin.close()
-    raise RetryableError(f"Kafka cannot tell just now whether workers run: {last!r}") from last

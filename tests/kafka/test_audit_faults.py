@@ -1,5 +1,6 @@
 """Every kind of fault, planted in a log that workers wrote: `audit` finds it, and says where."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -133,6 +134,33 @@ async def test_every_planted_fault_is_found(kafka_settings: Settings) -> None:
 
 def _has_two_messages(seen: Cluster, session: str) -> bool:
     return len(seen.messages(session)) == 2
+
+
+async def test_beside_working_workers(kafka_settings: Settings) -> None:
+    """While events come in, deadlines fire and commands go out, every look finds all in order."""
+    async with cluster(kafka_settings) as seen:
+        for _ in range(2):
+            await seen.worker().ready()
+        busy = asyncio.create_task(_keep_busy(seen))
+        looks = [(await audit(kafka_settings)).json for _ in range(5)]
+        busy.cancel()
+        await asyncio.gather(busy, return_exceptions=True)
+    for look in looks:
+        assert look["violations"] == []
+    assert looks[0]["entries"] < looks[-1]["entries"]
+    assert looks[-1]["published"] > 0
+
+
+async def _keep_busy(seen: Cluster) -> None:
+    """Sessions that are asked for data, answer or do not, and are closed."""
+    while True:
+        session = await seen.open()
+        await seen.collect(session)
+        await seen.offer(session)
+        if int(session[-1], 16) % 2:
+            await seen.message(session)
+        if int(session[-1], 16) % 3 == 0:
+            await seen.send("agent/session.close", session, reason="completed")
 
 
 async def _lose_outcomes(seen: Cluster) -> None:
