@@ -30,6 +30,7 @@ log = structlog.get_logger()
 FIRST_AFTER_S: Final = 30.0
 EVERY_S: Final = 3_600.0
 ROWS_AT_ONCE: Final = 50
+PAUSE_S: Final = 0.005  # a million rows take two minutes, and no deadline waits for them
 FORGOTTEN_AT_ONCE: Final = 200
 
 Place = tuple[str, int]
@@ -101,13 +102,14 @@ class Upkeep:
         oldest: Oldest | None = None
         for number, key in enumerate(self.table.session_keys(partition)):
             if number % ROWS_AT_ONCE == 0:
-                await asyncio.sleep(0)
+                await asyncio.sleep(PAUSE_S)
             row = self.table.row(partition, key)
             if row is None:
                 continue
             told = orjson.loads(row)
             if told["status"] == "closed":
-                if self._may_leave(partition, row, begins):
+                is_named = told["journal_offset"] >= begins.journal.get(partition, 0)
+                if not is_named and self._may_leave(partition, row, begins):
                     found.append(key)
             elif oldest is None or told["opened_offset"] < oldest.opened_offset:
                 opened, touched = told["opened_offset"], told["journal_timestamp"]

@@ -84,9 +84,14 @@ class LocalViews:
         record = self._own(session_id)
         if record.state:
             return session_json(record)
-        async with self._bounded("the journal of this session"):
-            state = await read_state(self._reads.journal(session_id), record)
-        return session_json(record if state is None else replace(record, state=state))
+        try:
+            async with self._bounded("the journal of this session"):
+                state = await read_state(self._reads.journal(session_id), record)
+        except Rejection:
+            state = None  # it lived long among many others: all else is told at once
+        if state is None:
+            return {**session_json(record), "stateUnknown": True}
+        return session_json(replace(record, state=state))
 
     async def timeline(self, session_id: str, query: TimelineQuery) -> Page:
         """The timeline of a session of this worker."""

@@ -79,8 +79,10 @@ async def test_a_closed_session_shows_the_state_that_it_had() -> None:
         session = await ok(f"{cluster.urls[0]}/api/sessions/s1")
         assert (session["status"], session["version"]) == ("closed", 2)
         assert session["state"]["datos_capturados"] == {"nombre": "Ana"}
+        assert "stateUnknown" not in session
         log.lose_head("s1")
-        assert (await ok(f"{cluster.urls[0]}/api/sessions/s1"))["state"] == {}
+        beheaded = await ok(f"{cluster.urls[0]}/api/sessions/s1")
+        assert (beheaded["state"], beheaded["stateUnknown"]) == ({}, True)
         log.start("s1", mode="again")
         again = await ok(f"{cluster.urls[0]}/api/sessions/s1")
         assert again["state"]["datos_capturados"] == {}

@@ -233,6 +233,10 @@ async def test_a_reading_that_takes_too_long_ends_with_503() -> None:
     with pytest.raises(Rejection) as refusal:
         await LocalViews(worker, limit_s=0.05).timeline("s001", TimelineQuery())
     assert (refusal.value.status, refusal.value.code) == (503, "too_slow")
+    log.event("s001", "agent/data.captured", data={"nombre": "Ana"})
+    log.event("s001", "agent/session.close", reason="completed")
+    shown = await LocalViews(worker, limit_s=0.05).session("s001")
+    assert (shown["status"], shown["state"], shown["stateUnknown"]) == ("closed", {}, True)
 
 
 async def test_kafka_out_of_reach_is_503() -> None:
