@@ -22,7 +22,7 @@ PAUSE_ECHO_MS: Final = 12_000
 BROKER_FAULTS: Final = {"broker_kill", "broker_stop", "broker_pause"}
 # A process that is still loading Python has not heard of signals yet.
 YOUNG_S: Final = 3.0
-KILLS: Final = {"worker_kill": -9, "gateway_kill": -9}
+KILLS: Final = dict.fromkeys(("worker_kill", "worker_crash", "gateway_kill", "gateway_crash"), -9)
 
 # Words that are clear. What is a fault of ours by its own account is never explained.
 CLEAR: Final = (

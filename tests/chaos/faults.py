@@ -25,6 +25,8 @@ STIR_MS: Final = 300
 BURST_DUE_S: Final = 2.5
 CALL_MS: Final = 150
 CALLS: Final = 10
+# Long enough for every stage to come to its next wait, too short for anybody's patience.
+STILL_S: Final = 0.15
 KILL_LIMIT_S: Final = 10.0
 _MODES: Final = {
     "tool_fail": "fail",
@@ -128,9 +130,28 @@ class Saboteur:
                 process.resume()
                 self._note(fault.kind, process.name, began)
             return
-        number = signal.SIGKILL if how == "kill" else signal.SIGTERM
-        process.hit(number, fault.kind, fault.for_s)
+        if how == "crash":
+            await self._crash(process, fault)
+        else:
+            number = signal.SIGKILL if how == "kill" else signal.SIGTERM
+            process.hit(number, fault.kind, fault.for_s)
         self._note(fault.kind, process.name, began, began + round(fault.for_s * 1_000))
+
+    async def _crash(self, process: Process, fault: Fault) -> None:
+        """Kill it between two steps: the broker stands still for a moment, and so does each wait.
+
+        What was sent and is not read yet is appended all the same, by a broker that finds nobody
+        to acknowledge it to.
+        """
+        async with self._broker:
+            pid = pid_of(embedded.files_of(self.ground.settings))
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                await asyncio.sleep(STILL_S)
+                process.hit(signal.SIGKILL, fault.kind, fault.for_s)
+                await asyncio.sleep(STILL_S)
+            finally:
+                os.kill(pid, signal.SIGCONT)
 
     def _pick(self, places: list[Process], fault: Fault) -> Process | None:
         """One that runs and is not paused; the sabotage of one place waits for its recovery."""

@@ -10,11 +10,13 @@ from typing import Final, Literal
 
 FaultKind = Literal[
     "worker_kill",
+    "worker_crash",
     "worker_term",
     "worker_pause",
     "worker_join",
     "worker_leave",
     "gateway_kill",
+    "gateway_crash",
     "gateway_term",
     "gateway_pause",
     "broker_kill",
@@ -28,12 +30,14 @@ FaultKind = Literal[
 ]
 OF_PROCESSES: Final[tuple[FaultKind, ...]] = (
     "worker_kill",
-    "worker_kill",
+    "worker_crash",
+    "worker_crash",
     "worker_term",
     "worker_pause",
     "worker_join",
     "worker_leave",
     "gateway_kill",
+    "gateway_crash",
     "gateway_term",
     "gateway_pause",
 )
@@ -49,7 +53,7 @@ KINDS: Final = tuple(dict.fromkeys((*OF_PROCESSES, *OF_TOOLS, *OF_BROKER)))
 
 SESSION_TIMEOUT_S: Final = 6.0
 FIRST_AT_S: Final = 6.0
-GAP_S: Final = (2.5, 7.0)
+GAP_S: Final = (2.5, 6.0)
 CALM_S: Final = 12.0
 TOOLS: Final = ("whatsapp.message.send", "crm.order.create")
 
