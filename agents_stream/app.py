@@ -18,7 +18,7 @@ from agents_stream.client import AgentsStream
 from agents_stream.core.errors import TerminalError
 from agents_stream.kafka import metrics, topic_admin
 from agents_stream.kafka.appender import Appender, Line, Pending
-from agents_stream.kafka.connection import require_broker
+from agents_stream.kafka.connection import in_our_words, require_broker
 from agents_stream.kafka.engine import Engine, consumer_of, create_app
 from agents_stream.kafka.fail_stop import EXIT_DONE, end_now, fail_stop
 from agents_stream.kafka.letter_watch import LetterWatch
@@ -198,13 +198,22 @@ async def refuse_broken_topics(settings: Settings) -> None:
 
 
 async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
-    """Run a worker until `stop` is set."""
+    """Run a worker until `stop` is set.
+
+    Raises:
+        BrokerUnreachable: Kafka stopped answering while the worker was starting.
+        TerminalError: it cannot work as configured; the message says what to do.
+
+    """
     worker = Worker(settings)
     starting: asyncio.Task[Any] = asyncio.create_task(worker.start())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         end_now(EXIT_DONE, "worker stopped while it was starting")
-    await starting
+    try:
+        await starting
+    except KafkaError as error:
+        raise in_our_words(settings, error) from error
     await stopping
     await worker.stop()

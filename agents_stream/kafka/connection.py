@@ -7,12 +7,14 @@ from typing import Any, Final
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import create_conn
 from aiokafka.errors import (
+    KafkaConnectionError,
     KafkaError,
+    KafkaTimeoutError,
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
 )
 
-from agents_stream.core.errors import BrokerUnreachable, TerminalError
+from agents_stream.core.errors import AgentsStreamError, BrokerUnreachable, TerminalError
 from agents_stream.kafka.unpacking import bound_fetches
 from agents_stream.settings import Settings
 
@@ -78,6 +80,14 @@ async def require_broker(settings: Settings, timeout_s: float = 20.0) -> None:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
     except TimeoutError:
         raise BrokerUnreachable(_advice(settings, timeout_s, last)) from last
+
+
+def in_our_words(settings: Settings, error: KafkaError) -> AgentsStreamError:
+    """Say what an error of Kafka's means for a process that cannot go on without an answer."""
+    where = f"Kafka at {settings.bootstrap_servers}"
+    if error.retriable or isinstance(error, KafkaTimeoutError | KafkaConnectionError):
+        return BrokerUnreachable(f"{where} stopped answering: {error!r}")
+    return TerminalError(f"{where} refused what is needed: {error!r}")
 
 
 async def _trial(settings: Settings) -> Exception | None:

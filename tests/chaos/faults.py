@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +28,8 @@ CALL_MS: Final = 150
 CALLS: Final = 10
 # Long enough for every stage to come to its next wait, too short for anybody's patience.
 STILL_S: Final = 0.15
+# After a broker is back, until the next fault of a broker.
+CALM_AFTER_S: Final = 12.0
 KILL_LIMIT_S: Final = 10.0
 _MODES: Final = {
     "tool_fail": "fail",
@@ -57,6 +60,7 @@ class Saboteur:
     skipped: Counter[str] = field(default_factory=Counter)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _broker: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _still: asyncio.Lock = field(default_factory=asyncio.Lock)
     failures: list[BaseException] = field(default_factory=list)
 
     async def follow(self, plan: list[Fault], began: float) -> None:
@@ -143,7 +147,10 @@ class Saboteur:
         What was sent and is not read yet is appended all the same, by a broker that finds nobody
         to acknowledge it to.
         """
-        async with self._broker:
+        if not is_alive(embedded.files_of(self.ground.settings)):
+            process.hit(signal.SIGKILL, fault.kind, fault.for_s)
+            return
+        async with self._still:
             pid = pid_of(embedded.files_of(self.ground.settings))
             os.kill(pid, signal.SIGSTOP)
             try:
@@ -175,25 +182,32 @@ class Saboteur:
         self._note("worker_leave", process.name, now_ms())
 
     async def _break_broker(self, fault: Fault) -> None:
+        """One at a time, with time to recover in between; what has waited too long is left out."""
+        asked = time.monotonic()
         async with self._broker:
+            if time.monotonic() - asked > CALM_AFTER_S:
+                self.skipped[fault.kind] += 1
+                return
             await self._stir(fault)
             began = now_ms()
-            if fault.kind == "broker_pause":
-                pid = pid_of(embedded.files_of(self.ground.settings))
-                os.kill(pid, signal.SIGSTOP)
-                try:
-                    await asyncio.sleep(fault.for_s)
-                finally:
-                    os.kill(pid, signal.SIGCONT)
-                    self._note(fault.kind, "broker", began)
-                return
-            if fault.kind == "broker_kill":
-                await asyncio.to_thread(kill_broker, self.ground.settings)
-            else:
-                await asyncio.to_thread(embedded.stop, self.ground.settings)
-            await asyncio.sleep(fault.for_s)
-            await asyncio.to_thread(embedded.start, self.ground.settings)
+            async with self._still:
+                if fault.kind == "broker_pause":
+                    pid = pid_of(embedded.files_of(self.ground.settings))
+                    os.kill(pid, signal.SIGSTOP)
+                    try:
+                        await asyncio.sleep(fault.for_s)
+                    finally:
+                        os.kill(pid, signal.SIGCONT)
+                else:
+                    await self._restart_broker(fault)
             self._note(fault.kind, "broker", began)
+            await asyncio.sleep(CALM_AFTER_S)
+
+    async def _restart_broker(self, fault: Fault) -> None:
+        how = kill_broker if fault.kind == "broker_kill" else embedded.stop
+        await asyncio.to_thread(how, self.ground.settings)
+        await asyncio.sleep(fault.for_s)
+        await asyncio.to_thread(embedded.start, self.ground.settings)
 
     async def _break_tool(self, fault: Fault) -> None:
         tool = TOOLS[fault.pick % len(TOOLS)]

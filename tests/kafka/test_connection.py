@@ -1,12 +1,20 @@
 """How a client reaches Kafka, and what is said when it cannot."""
 
+import asyncio
 import time
 from pathlib import Path
 
 import pytest
+from aiokafka.errors import (
+    KafkaError,
+    KafkaTimeoutError,
+    LeaderNotAvailableError,
+    TopicAuthorizationFailedError,
+)
 
-from agents_stream.core.errors import BrokerUnreachable, TerminalError
-from agents_stream.kafka.connection import client_options, require_broker
+from agents_stream.app import Worker, run_worker
+from agents_stream.core.errors import AgentsStreamError, BrokerUnreachable, TerminalError
+from agents_stream.kafka.connection import client_options, in_our_words, require_broker
 from agents_stream.settings import Settings
 from tests.conftest import free_port
 
@@ -56,3 +64,32 @@ async def test_nobody_answers_within_the_limit() -> None:
     with pytest.raises(BrokerUnreachable, match=rf"{address} over PLAINTEXT.*kafka start"):
         await require_broker(Settings(bootstrap_servers=address), timeout_s=0.6)
     assert time.monotonic() - began < 3.0
+
+
+@pytest.mark.parametrize(
+    ("error", "means"),
+    [
+        (KafkaTimeoutError("no offsets in 40 s"), BrokerUnreachable),
+        (LeaderNotAvailableError(), BrokerUnreachable),
+        (TopicAuthorizationFailedError(), TerminalError),
+    ],
+)
+async def test_a_kafka_that_fails_a_worker_at_its_start_is_told_in_our_words(
+    error: KafkaError,
+    means: type[AgentsStreamError],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """G11: a broker that goes while a worker starts is no fault of the program.
+
+    Seen in chaos: "this is a fault of agents-stream: KafkaTimeoutError", exit code 1.
+    """
+
+    async def fail(_self: Worker) -> None:
+        raise error
+
+    monkeypatch.setattr(Worker, "start", fail)
+    settings = Settings(data_dir=tmp_path, bootstrap_servers="broker:9092")
+    assert isinstance(in_our_words(settings, error), means)
+    with pytest.raises(means, match="broker:9092"):
+        await run_worker(settings, asyncio.Event())

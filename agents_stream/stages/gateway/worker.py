@@ -12,8 +12,8 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from agents_stream.core.errors import AgentsStreamError, BrokerUnreachable, TerminalError
-from agents_stream.kafka.connection import client_options, require_broker
+from agents_stream.core.errors import TerminalError
+from agents_stream.kafka.connection import client_options, in_our_words, require_broker
 from agents_stream.kafka.topics import (
     DEAD_LETTERS,
     GATEWAY_MEMORY,
@@ -88,7 +88,7 @@ async def run_gateway(settings: Settings, stop: asyncio.Event) -> None:
             )
             await _run_all(settings, members, stop)
     except KafkaError as error:
-        raise _in_our_words(settings, error) from error
+        raise in_our_words(settings, error) from error
     log.info("gateway_stopped")
 
 
@@ -192,10 +192,3 @@ async def _watch_broker(settings: Settings) -> None:
     while True:
         await asyncio.sleep(WATCH_EVERY_S)
         await require_broker(settings, SILENT_LIMIT_S)
-
-
-def _in_our_words(settings: Settings, error: KafkaError) -> AgentsStreamError:
-    where = f"Kafka at {settings.bootstrap_servers}"
-    if error.retriable:
-        return BrokerUnreachable(f"{where} stopped answering: {error!r}")
-    return TerminalError(f"{where} refused what the gateway needs: {error!r}")
