@@ -18,12 +18,20 @@ from agents_stream.client import AgentsStream
 from agents_stream.core.errors import TerminalError
 from agents_stream.kafka import metrics, topic_admin
 from agents_stream.kafka.appender import Appender, Line, Pending
-from agents_stream.kafka.connection import in_our_words, require_broker
+from agents_stream.kafka.connection import in_our_words
 from agents_stream.kafka.engine import Engine, consumer_of, create_app
-from agents_stream.kafka.fail_stop import EXIT_DONE, end_now, fail_stop
+from agents_stream.kafka.fail_stop import (
+    EXIT_DONE,
+    end_now,
+    exit_code_of,
+    fail_stop,
+    when_unreachable,
+)
+from agents_stream.kafka.input_watch import InputWatch
 from agents_stream.kafka.letter_watch import LetterWatch
 from agents_stream.kafka.members import refuse_other_members
-from agents_stream.kafka.stage import exit_code_of
+from agents_stream.kafka.resumption import Resumption
+from agents_stream.kafka.stage import BatchStage
 from agents_stream.kafka.table import TABLE_NAME, SessionTable
 from agents_stream.kafka.topics import ACTIONS, CLOCK, JOURNAL, SESSIONS_CHANGELOG
 from agents_stream.kafka.upkeep import Upkeep
@@ -38,15 +46,17 @@ from agents_stream.views.worker_reads import WorkerReads
 log = structlog.get_logger()
 
 STOP_LIMIT_S: Final = 25.0
+LEAVE_LIMIT_S: Final = 2.0
 CLOCK_PROBE_S: Final = 20.0
-BROKER_LIMIT_S: Final = 25.0
+BROKER_LIMIT_S: Final = 20.0
 
 
 class Worker:
     """One worker of the cluster: built by the constructor, alive between `start` and `stop`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, resumption: Resumption | None = None) -> None:
         self.engine = Engine(settings)
+        self._resumption = resumption or Resumption(allowed=False)
         self.faust = create_app(self.engine)
         self.table: SessionTable = self._declare_table()
         self.timers = Timers(self.engine)
@@ -62,7 +72,9 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self.engine.assign_hooks.append(self._rebuild_wheel)
         metrics.SESSIONS.set_function(self.table.row_count)
-        self._declare_agents()
+        self.inputs = InputWatch(
+            self.engine, lambda: consumer_of(self.faust), self._declare_agents()
+        )
 
     def _declare_table(self) -> SessionTable:
         changelog = self.faust.topic(
@@ -78,8 +90,9 @@ class Worker:
         assert isinstance(table, SessionTable)
         return table
 
-    def _declare_agents(self) -> None:
-        """One Faust agent per stage, over the topics that it consumes."""
+    def _declare_agents(self) -> dict[str, BatchStage]:
+        """One Faust agent per stage, over the topics that it consumes: which stage, by topic."""
+        stages: dict[str, BatchStage] = {}
         for stage, topics in (
             (self.ingress, self.ingress.inputs),
             (self.sessions, (self.engine.topic(JOURNAL),)),
@@ -87,9 +100,11 @@ class Worker:
         ):
             channel = self.faust.topic(*topics, key_type=bytes, value_type=bytes)
             self.faust.agent(channel, name=stage.name)(stage.run)
+            stages.update(dict.fromkeys(topics, stage))
+        return stages
 
     async def _rebuild_wheel(self, partition: int) -> None:
-        await self.timers.rebuild(partition, self.table.rows(partition))
+        await self.timers.rebuild(partition, self.table.partitions_owned[partition])
 
     async def start(self) -> None:
         """Start everything; returns once the partitions are owned and recovered.
@@ -101,13 +116,14 @@ class Worker:
         """
         settings = self.engine.settings
         settings.data_dir.mkdir(parents=True, exist_ok=True)  # Faust makes only what is below it
-        await require_broker(settings, BROKER_LIMIT_S)
+        await self.web.start()
+        await asyncio.sleep(self._resumption.pause_s)
+        await self._resumption.require_broker(settings, BROKER_LIMIT_S)
         await refuse_broken_topics(settings)
         await refuse_other_members(settings, self._subscribed())
         await self.engine.ground.start()
         self.engine.watchdog.start()
         await self.producer.start()
-        await self.web.start()
         await self._prober.start()
         await self._probe_clock()
         await self.letter_watch.start()
@@ -115,13 +131,36 @@ class Worker:
             await part.start()
         self._tasks.append(asyncio.create_task(self._probe_for_ever(), name="clock"))
         self._tasks.append(asyncio.create_task(self._watch_ground(), name="ground"))
-        tables: Any = self.faust.tables
-        self.engine.watchdog.gauge("recovery", tables.recovery.stalled_s)
-        self.engine.watchdog.gauge("consuming", consumer_of(self.faust).stalled_s)
-        self.engine.watchdog.gauge("faust", lambda: math.inf if self.faust.crashed else 0.0)
+        await self._watch()
         await self.faust.start()
         self.upkeep.start()
+        self._resumption.ready()
         log.info("worker ready", url=settings.public_url, group=settings.group_id)
+
+    async def _watch(self) -> None:
+        """Let the watchdog see all that must move (docs/operations.md names each)."""
+        watchdog, consumer = self.engine.watchdog, consumer_of(self.faust)
+        tables: Any = self.faust.tables
+        watchdog.gauge("polling", consumer.stalled_s)
+        watchdog.gauge("committing offsets", consumer.committing_s)
+        watchdog.gauge("the timers' task", self.timers.stalled_s)
+        watchdog.gauge("faust", lambda: math.inf if self.faust.crashed else 0.0)
+        watchdog.watch(tables.recovery.standing)
+        await self.inputs.start()
+        watchdog.watch(self.inputs.standing)
+
+    async def leave(self) -> None:
+        """Prepare for the end in the middle of starting: the group must not wait for a heartbeat.
+
+        What a stage has in hand is finished, and nothing is begun: the locks are kept.
+        """
+        try:
+            async with asyncio.timeout(LEAVE_LIMIT_S):
+                for stage in self.engine.stages:
+                    await stage.lock.acquire()
+                await self.engine.membership.leave()
+        except TimeoutError:
+            log.warning("the group was not left in time, it will miss this worker")
 
     async def stop(self) -> None:
         """Finish the batches in hand, commit, leave the group, put the rows away."""
@@ -145,6 +184,7 @@ class Worker:
                 await self._prober.stop()
                 await self.letter_watch.stop()
                 await self.engine.ground.stop()
+                await self.inputs.stop()
                 await self.web.stop()
                 await self.producer.close()
         except TimeoutError:
@@ -197,7 +237,9 @@ async def refuse_broken_topics(settings: Settings) -> None:
         )
 
 
-async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
+async def run_worker(
+    settings: Settings, stop: asyncio.Event, resumption: Resumption | None = None
+) -> None:
     """Run a worker until `stop` is set.
 
     Raises:
@@ -205,15 +247,21 @@ async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
         TerminalError: it cannot work as configured; the message says what to do.
 
     """
-    worker = Worker(settings)
+    resumption = resumption or Resumption(allowed=False)
+    when_unreachable(resumption.begin_anew)
+    worker = Worker(settings, resumption)
     starting: asyncio.Task[Any] = asyncio.create_task(worker.start())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
+        await worker.leave()
         end_now(EXIT_DONE, "worker stopped while it was starting")
     try:
         await starting
     except KafkaError as error:
-        raise in_our_words(settings, error) from error
+        words = in_our_words(settings, error)
+        log.warning("Kafka was lost while the worker started", why=str(words))
+        resumption.begin_anew()
+        raise words from error
     await stopping
     await worker.stop()

@@ -83,6 +83,7 @@ MAX_IN_FLIGHT: Final = 1_000
 MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
 """A record of 1 MiB and its frame must fit; the topics take more."""
 CLOSE_S: Final = 5.0
+ASK_AGAIN_S: Final = 2.0
 
 
 _UNHARMED: Final = (UnknownTopicOrPartitionError, KafkaTimeoutError)
@@ -257,7 +258,7 @@ class AgentsStream:
         except KafkaError as error:
             if not isinstance(error, _UNHARMED):
                 await self._discard(producer)
-            raise self._translated(error) from error
+            raise await self._translated(error) from error
         finally:
             for task in tasks:
                 task.cancel()
@@ -319,8 +320,12 @@ class AgentsStream:
         servers = self._settings.bootstrap_servers
         return BrokerUnreachable(f"Kafka at {servers} did not acknowledge {detail}")
 
-    def _translated(self, error: KafkaError) -> TerminalError:
+    async def _translated(self, error: KafkaError) -> TerminalError:
         if isinstance(error, UnknownTopicOrPartitionError):
+            try:  # aiokafka says so as well when nobody answered its question
+                await require_broker(self._settings, ASK_AGAIN_S)
+            except BrokerUnreachable as unreachable:
+                return unreachable
             return TerminalError(
                 f"Kafka at {self._settings.bootstrap_servers} does not have the event's topic:"
                 " create the topics with `agents-stream topics apply`"

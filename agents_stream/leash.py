@@ -22,15 +22,16 @@ _DESCRIPTOR: Final = 0
 _CHUNK: Final = 1024
 
 
-def hold_parent() -> None:
-    """Stop this process when its parent ends, if the parent asked for that; else do nothing."""
+def hold_parent() -> bool:
+    """Stop this process when its parent ends, if the parent asked for that; say whether it did."""
     if os.environ.pop(VARIABLE, "") != STDIN:
-        return
+        return False
     if module := os.environ.pop(PRELOAD, ""):
         importlib.import_module(module)
         if not os.read(_DESCRIPTOR, len(GO)):
             sys.exit(0)
     threading.Thread(target=_wait_for_end, name="leash", daemon=True).start()
+    return True
 
 
 def _wait_for_end() -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from agents_stream.kafka import embedded, topic_admin
 from agents_stream.settings import Settings
+from bench.failover import run_failover
 from bench.floor import bare_chain
 from bench.lateness import measure
 from tests.conftest import free_port
@@ -24,6 +25,7 @@ from tests.kafka.cluster import environment
 
 RESULTS = Path(__file__).parent / "results"
 IDLE_S = 15
+PARTS = ("low_rate", "failover")
 LIMITS = {
     "event_to_command_ms": (40, 150),
     "due_to_command_ms": (40, 150),
@@ -40,6 +42,7 @@ def quantile(values: list[float], share: float) -> float:
 def main() -> int:
     """Measure everything; the exit code says whether the issue's limits hold."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to run; else all")
     parser.add_argument("--sessions", type=int, default=150)
     parser.add_argument("--rate", type=float, default=10)
     parser.add_argument("--store", choices=["memory", "rocksdb"], default="memory")
@@ -53,13 +56,24 @@ def main() -> int:
             store=options.store,
         )
         embedded.start(settings)
+        good = True
         try:
-            figures = run(settings, options.sessions, options.rate)
+            if "low_rate" in (options.parts or PARTS):
+                good &= low_rate(settings, options.sessions, options.rate)
+            if "failover" in (options.parts or PARTS):
+                apart = settings.model_copy(update={"topic_prefix": "failover."})
+                good &= run_failover(apart, RESULTS)
         finally:
             embedded.stop(settings)
+    return 0 if good else 1
+
+
+def low_rate(settings: Settings, sessions: int, rate: float) -> bool:
+    """Measure latency and lateness at a low rate; whether the limits hold."""
+    figures = run(settings, sessions, rate)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "low_rate.json").write_text(json.dumps(figures, indent=2) + "\n")
-    return show(figures)
+    return show(figures) == 0
 
 
 def run(settings: Settings, sessions: int, rate: float) -> dict[str, object]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Final
 
+import structlog
 import typer
 
 from agents_stream.cli.options import BROKER, CONNECTION, FLOWS, TOOLS, WEB, WORKER, takes
@@ -37,9 +38,11 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        hold_parent()
+        self.leashed = hold_parent()
         self._caught = False
         self._before = {number: signal.signal(number, self._note) for number in _STOPPING}
+        # A process that began anew in place has kept what came in between (resumption.py).
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         self._caught = True
@@ -106,17 +109,27 @@ def worker(settings: Settings) -> None:
     """Run one worker of the cluster until it is stopped."""
     signals = StopSignals()
     from agents_stream.app import run_worker
+    from agents_stream.kafka.resumption import Resumption
 
-    signals.run(lambda stop: run_worker(settings, stop))
+    resumption = Resumption(allowed=not signals.leashed)
+    signals.run(lambda stop: run_worker(settings, stop, resumption))
 
 
 @takes(*CONNECTION, "partitions", *TOOLS, "start_from", log_level="info")
 def gateway(settings: Settings) -> None:
     """Perform tool commands over HTTP until it is stopped."""
     signals = StopSignals()
+    from agents_stream.core.errors import BrokerUnreachable
+    from agents_stream.kafka.resumption import Resumption
     from agents_stream.stages.gateway import run_gateway
 
-    signals.run(lambda stop: run_gateway(settings, stop))
+    resumption = Resumption(allowed=not signals.leashed)
+    try:
+        signals.run(lambda stop: run_gateway(settings, stop, resumption))
+    except BrokerUnreachable as error:
+        structlog.get_logger().critical("gateway ends itself", reason=str(error))
+        resumption.begin_anew()
+        raise
 
 
 @takes(*WEB, *FLOWS, log_level="info")

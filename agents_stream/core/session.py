@@ -8,7 +8,7 @@ a decision makes a new one. Wheel, views and caches are rebuilt from records, ne
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -165,8 +165,7 @@ def decode_record(raw: bytes) -> SessionRecord:
 
     """
     line = orjson.loads(raw)
-    if line.pop("v") > RECORD_SCHEMA:
-        raise ValueError("a session's record has a newer schema: upgrade this worker")
+    _require_known(line.pop("v"))
     line["deadlines"] = {name: Deadline(**item) for name, item in line["deadlines"].items()}
     line["flows"] = {name: FlowRun(**item) for name, item in line["flows"].items()}
     line["pending"] = {name: PendingCommand(**item) for name, item in line["pending"].items()}
@@ -175,6 +174,33 @@ def decode_record(raw: bytes) -> SessionRecord:
     line["recent_ids"] = tuple(line["recent_ids"])
     line["outbox"] = {int(offset): tuple(owed) for offset, owed in line["outbox"].items()}
     return SessionRecord(**line)
+
+
+class Alarms(NamedTuple):
+    """What of a record a timing wheel needs."""
+
+    session_id: str
+    deadlines: Mapping[str, Deadline]
+    home: int | None
+    paused: bool
+
+
+def decode_alarms(raw: bytes) -> Alarms:
+    """Read only that of a record: a wheel is made of many.
+
+    Raises:
+        ValueError: the record was written by a newer version; upgrade this worker.
+
+    """
+    line = orjson.loads(raw)
+    _require_known(line["v"])
+    deadlines = {name: Deadline(**item) for name, item in line["deadlines"].items()}
+    return Alarms(line["session_id"], deadlines, line.get("home"), line.get("paused", False))
+
+
+def _require_known(schema: int) -> None:
+    if schema > RECORD_SCHEMA:
+        raise ValueError("a session's record has a newer schema: upgrade this worker")
 
 
 def content_size(record: SessionRecord) -> int:

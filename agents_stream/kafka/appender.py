@@ -9,6 +9,7 @@ refused would later look like a duplicate.
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from aiokafka.structs import RecordMetadata
 
 from agents_stream.kafka.clock import BrokerClock
 from agents_stream.kafka.connection import client_options
+from agents_stream.kafka.fail_stop import Watchdog
 from agents_stream.kafka.fetch_guard import GroundChanged
 from agents_stream.settings import Settings
 
@@ -51,9 +53,13 @@ class Pending:
 class Appender:
     """An idempotent producer whose every append is awaited. One belongs to one stage."""
 
-    def __init__(self, settings: Settings, clock: BrokerClock) -> None:
+    def __init__(
+        self, settings: Settings, clock: BrokerClock, watchdog: Watchdog | None = None
+    ) -> None:
+        """With a watchdog every append is watched until its ack; else its caller does that."""
         self._clock = clock
         self._nexts: dict[tuple[str, int], int] = {}
+        self._watchdog = watchdog
         self._producer = AIOKafkaProducer(
             **client_options(settings),
             acks="all",
@@ -105,8 +111,9 @@ class Appender:
 
     async def _send(self, batch: Any, topic: str, partition: int) -> int:
         count: int = batch.record_count()
-        acked = await self._producer.send_batch(batch, topic, partition=partition)
-        metadata: RecordMetadata = await acked
+        with self._watched(f"{topic}/{partition}"):
+            acked = await self._producer.send_batch(batch, topic, partition=partition)
+            metadata: RecordMetadata = await acked
         if metadata.timestamp_type == 1 and metadata.timestamp is not None:
             self._clock.observe(metadata.timestamp)
         if metadata.offset < 0:
@@ -125,6 +132,11 @@ class Appender:
                 " it was made anew, or a broker lost its tail. What Kafka had acknowledged is gone;"
                 " a restart finds out what and makes it again"
             )
+
+    def _watched(self, place: str) -> AbstractContextManager[object]:
+        if self._watchdog is None:
+            return nullcontext()
+        return self._watchdog.span(place, "has not acknowledged an append")
 
 
 def _put(batch: Any, line: Line) -> bool:

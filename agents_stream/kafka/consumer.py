@@ -15,24 +15,21 @@ Faust delivers record by record through a second thread and commits what its boo
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import aiokafka
 import structlog
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata, TopicPartition
-from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
+from faust.transport.drivers.aiokafka import Consumer, Transport
 from faust.types import TP
-from mode.services import Service
-from mode.utils.futures import maybe_async
 
-from agents_stream.kafka.committed import heed_coordinator
-from agents_stream.kafka.connection import client_options
-from agents_stream.kafka.fail_stop import fail_stop
+from agents_stream.kafka.backlog import Backlog
+from agents_stream.kafka.fail_stop import exit_code_of, fail_stop
 from agents_stream.kafka.ground import Finding
+from agents_stream.kafka.in_loop_thread import InLoopThread
 from agents_stream.kafka.starting import Starts
 from agents_stream.kafka.topics import JOURNAL, SESSIONS_CHANGELOG
 from agents_stream.kafka.unpacking import weight
@@ -42,13 +39,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-SESSION_TIMEOUT_MS: Final = 6_000
-HEARTBEAT_MS: Final = 1_000
-REBALANCE_TIMEOUT_MS: Final = 20_000
-FETCH_WAIT_MS: Final = 500
 POLL_S: Final = 0.1
 REVOKE_LIMIT_S: Final = 15.0
-MAX_FETCH_BYTES: Final = 1024 * 1024
+COMMIT_LIMIT_S: Final = 3.0  # of a revoke: within the rebalance timeout, after the stages' limit
 MAX_SLICE_S: Final = 0.25
 
 
@@ -67,83 +60,6 @@ class Batch:
     epoch: int
 
 
-class InLoopThread(AIOKafkaConsumerThread):
-    """Faust's consumer thread without the thread: the same methods, in the caller's loop."""
-
-    wait_for_shutdown = False
-    consumer: "BatchConsumer"
-
-    def __init__(self, consumer: "BatchConsumer", **kwargs: Any) -> None:
-        super().__init__(consumer, thread_loop=asyncio.get_running_loop(), **kwargs)
-
-    async def on_start(self) -> None:
-        """Connect, and watch the heartbeats from the first one on."""
-        await super().on_start()
-        heed_coordinator(self._ensure_consumer())
-        self.consumer.engine.membership.watch(self._ensure_consumer())
-        self.consumer.engine.ground.guard.watch(self._ensure_consumer())
-
-    async def start(self) -> None:
-        """Start in this loop."""
-        self._thread_started.set()
-        await Service.start(self)
-
-    async def stop(self) -> None:
-        """Leave the group and disconnect."""
-        if self._consumer is not None:
-            await self._consumer.stop()
-            self._consumer = None
-        self._stopped.set()
-
-    async def call_thread(self, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """There is no other thread: just call."""
-        return await maybe_async(fun(*args, **kwargs))
-
-    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Hand over to Faust's consumer."""
-        await self.consumer.on_partitions_revoked(revoked)
-
-    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """Hand over to Faust's consumer."""
-        await self.consumer.on_partitions_assigned(assigned, generation_id)
-
-    def _create_worker_consumer(self, transport: Transport) -> aiokafka.AIOKafkaConsumer:  # noqa: ARG002
-        self._assignor = self.app.assignor
-        return aiokafka.AIOKafkaConsumer(
-            **client_options(self.consumer.engine.settings),
-            group_id=self.app.conf.id,
-            partition_assignment_strategy=[self._assignor],
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            isolation_level="read_committed",
-            max_partition_fetch_bytes=MAX_FETCH_BYTES,
-            fetch_max_wait_ms=FETCH_WAIT_MS,
-            session_timeout_ms=SESSION_TIMEOUT_MS,
-            heartbeat_interval_ms=HEARTBEAT_MS,
-            rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
-            max_poll_interval_ms=24 * 3_600_000,  # our own watchdog watches; see fail_stop.py
-            request_timeout_ms=30_000,
-            metadata_max_age_ms=60_000,
-        )
-
-
-@dataclass(slots=True)
-class _Backlog:
-    """What of a partition was fetched and is not done: bounds the memory it may take."""
-
-    fetched: deque[tuple[int, int]] = field(default_factory=deque)
-    size: int = 0
-    paused: bool = False
-
-    def add(self, next_offset: int, size: int) -> None:
-        self.fetched.append((next_offset, size))
-        self.size += size
-
-    def done(self, offset: int) -> None:
-        while self.fetched and self.fetched[0][0] <= offset:
-            self.size -= self.fetched.popleft()[1]
-
-
 class BatchConsumer(Consumer):
     """Faust's consumer as described at the top of this module."""
 
@@ -156,7 +72,8 @@ class BatchConsumer(Consumer):
         self._done: dict[TP, int] = {}
         self._committed: dict[TP, int] = {}
         self._positions: dict[TP, int] = {}
-        self._backlogs: dict[TP, _Backlog] = {}
+        self._backlogs: dict[TP, Backlog] = {}
+        self._committing_since: float | None = None
         super().__init__(transport, *args, **kwargs)
 
     def _new_consumer_thread(self) -> InLoopThread:
@@ -180,7 +97,38 @@ class BatchConsumer(Consumer):
 
     def stalled_s(self) -> float:
         """How long nothing has been polled although the flow is open, in seconds."""
-        return time.monotonic() - self.polled_at if self.flow_active else 0.0
+        # Faust calls the flow active from the start, long before anything is to be polled.
+        flows = self.flow_active and self.app.flow_control.is_active()
+        return time.monotonic() - self.polled_at if flows else 0.0
+
+    def resume_flow(self) -> None:
+        """From now on something is polled."""
+        self.polled_at = time.monotonic()
+        super().resume_flow()
+
+    def committing_s(self) -> float:
+        """How long Kafka has not answered a commit, in seconds."""
+        since = self._committing_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def reading(self) -> dict[tuple[str, int], int]:
+        """The positions of the partitions that should be read now: none while the flow rests."""
+        if not self.flow_active:
+            return {}
+        return {
+            (tp.topic, tp.partition): position
+            for tp, position in self._positions.items()
+            if position >= 0 and not self._rests(tp)
+        }
+
+    def _rests(self, tp: TP) -> bool:
+        backlog = self._backlogs.get(tp)
+        return backlog is not None and backlog.paused
+
+    def in_hand(self) -> dict[tuple[str, int], float]:
+        """Where something is fetched and not done, and when there was progress, monotonic."""
+        backlogs = list(self._backlogs.items())
+        return {(tp.topic, tp.partition): one.moved_at for tp, one in backlogs if one.fetched}
 
     # -- fetching ---------------------------------------------------------------------------
 
@@ -200,7 +148,8 @@ class BatchConsumer(Consumer):
             raise
         except Exception as error:  # noqa: BLE001 - Faust would go on without input
             if not self.should_stop:
-                fail_stop(f"consuming failed: {type(error).__name__}: {error}", error)
+                words = f"consuming failed: {type(error).__name__}: {error}"
+                fail_stop(words, error, exit_code_of(error))
 
     def _take(self, fetched: Mapping[TopicPartition, list[ConsumerRecord]]) -> None:
         """Hand on what was fetched, unless the flow was stopped meanwhile: then read it again."""
@@ -235,7 +184,7 @@ class BatchConsumer(Consumer):
             size += weight(record)
             if record.timestamp_type == 1:
                 self.engine.clock.observe(record.timestamp)
-        backlog = self._backlogs.setdefault(tp, _Backlog())
+        backlog = self._backlogs.setdefault(tp, Backlog())
         backlog.add(position, size)
         if backlog.size > self.engine.max_backlog_bytes and not backlog.paused:
             backlog.paused = True
@@ -252,7 +201,7 @@ class BatchConsumer(Consumer):
         findings = await self.engine.ground.find(self.kafka, wanted.union(tps))
         return {tp.partition: findings[tp] for tp in wanted}
 
-    async def perform_seek(self) -> None:
+    async def perform_seek(self, partitions: Collection[int] | None = None) -> None:
         """Go to the committed offsets; where there are none, to the beginning, and commit that.
 
         From the first assignment on every partition has a committed offset. One without on a
@@ -260,11 +209,13 @@ class BatchConsumer(Consumer):
         What else may have changed under the group, and what then: `starting.py`.
         """
         epoch = self.epoch
-        tps = [_aiokafka(tp) for tp in self.assignment() if not self._is_changelog_tp(tp)]
         ground = self.engine.ground
-        findings = await ground.find(self.kafka, tps)
+        wanted = {_aiokafka(tp) for tp in self.inputs_of(partitions)}
+        # All are asked: what one mark remembers may be of use to another partition.
+        found = await ground.find(self.kafka, map(_aiokafka, self.inputs_of(None)))
         if self.epoch != epoch:
             return  # revoked meanwhile: these positions are nobody's
+        findings = {tp: one for tp, one in found.items() if tp in wanted}
         starts = Starts(self.engine, findings)
         starts.decide()
         await starts.rewind_sources(self.kafka)
@@ -272,22 +223,30 @@ class BatchConsumer(Consumer):
             await self.engine.publish_owed(partition)
         if self.epoch != epoch:
             return
-        self._positions = {}
-        self._backlogs = {}
         ground.begin(starts.verdicts)
         for tp, verdict in starts.verdicts.items():
             self.kafka.seek(tp, verdict.start)
             self._positions[TP(*tp)] = -1
             self._done[TP(*tp)] = verdict.start
+            self._backlogs.pop(TP(*tp), None)
+            self._committed.pop(TP(*tp), None)
+            self.engine.journal_again.pop(tp.partition, None)
         # What was committed with another mark is committed again, so that all marks agree.
-        self._committed = {
+        self._committed |= {
             TP(*tp): finding.found.committed
             for tp, finding in findings.items()
             if finding.found.committed is not None
             and ground.is_current(finding.found.mark, tp.topic)
         }
-        self.engine.journal_again.clear()
         await self.commit()
+
+    def inputs_of(self, partitions: Collection[int] | None) -> set[TP]:
+        """What is consumed of some partition numbers (or of all): all but the changelog."""
+        return {
+            tp
+            for tp in self.assignment()
+            if not self._is_changelog_tp(tp) and (partitions is None or tp.partition in partitions)
+        }
 
     def pause_partitions(self, tps: Any) -> None:
         """Stop fetching; at aiokafka's level too, so that nothing piles up."""
@@ -315,6 +274,7 @@ class BatchConsumer(Consumer):
         }
         if not news:
             return False
+        self._committing_since = self._committing_since or time.monotonic()
         try:
             await self.kafka.commit(news)
         except (CommitFailedError, IllegalStateError) as error:
@@ -325,6 +285,8 @@ class BatchConsumer(Consumer):
                 fail_stop(f"committing offsets failed: {error}", error)
             log.warning("commit failed, it is tried again", error=str(error))
             return False
+        finally:
+            self._committing_since = None
         self._committed.update({TP(*tp): meta.offset for tp, meta in news.items()})
         return True
 
@@ -354,9 +316,10 @@ class BatchConsumer(Consumer):
             fail_stop(f"a stage did not finish its batch within {REVOKE_LIMIT_S:g} s of a revoke")
         try:
             if self._thread._consumer is not None:  # noqa: SLF001
-                await self.commit()
+                await self._commit_in_time()
             self.epoch += 1
             self._done.clear()
+            self._committed.clear()
             self._positions.clear()
             self._backlogs.clear()
             self.engine.on_revoked()
@@ -364,8 +327,16 @@ class BatchConsumer(Consumer):
             for stage in stages:
                 stage.lock.release()
 
+    async def _commit_in_time(self) -> None:
+        """The last commit of a generation: the group waits for it, so not for ever."""
+        try:
+            async with asyncio.timeout(COMMIT_LIMIT_S):
+                await self.commit()
+        except TimeoutError:
+            log.warning("no commit at the revoke: what was done since the last is done again")
+
     async def verify_all_partitions_active(self) -> None:
-        """Faust's detector reads Faust's books, which we do not keep; see `watch.py` for ours."""
+        """Faust's detector reads Faust's books, which we do not keep: see `input_watch.py`."""
 
 
 class BatchTransport(Transport):

@@ -17,21 +17,27 @@ from yarl import URL
 from agents_stream.kafka import topics as names
 from agents_stream.kafka.appender import Appender
 from agents_stream.kafka.clock import BrokerClock
-from agents_stream.kafka.consumer import (
+from agents_stream.kafka.consumer import BatchConsumer, BatchTransport
+from agents_stream.kafka.fail_stop import (
+    EXIT_REFUSED,
+    EXIT_UNREACHABLE,
+    Watchdog,
+    fail_stop,
+)
+from agents_stream.kafka.ground import Ground
+from agents_stream.kafka.in_loop_thread import (
     HEARTBEAT_MS,
     REBALANCE_TIMEOUT_MS,
     SESSION_TIMEOUT_MS,
-    BatchConsumer,
-    BatchTransport,
 )
-from agents_stream.kafka.fail_stop import Watchdog, fail_stop
-from agents_stream.kafka.ground import Ground
 from agents_stream.kafka.membership import Membership
 from agents_stream.kafka.recovery import SessionTableManager
 from agents_stream.kafka.table import SessionTable
 from agents_stream.settings import Settings
 
 COMMIT_INTERVAL_S: Final = 0.25
+SILENT_MS: Final = 45_000
+"""The clock is probed every 20 s where nothing else is appended: longer means no Kafka."""
 MAX_BACKLOG_BYTES: Final = 8 * 1024 * 1024
 # The topics on which the group's own state stands: every mark says which they were.
 REMEMBERED: Final = (names.JOURNAL, names.ACTIONS, names.SESSIONS_CHANGELOG)
@@ -61,7 +67,8 @@ class Engine:
     ground: Ground = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sessions_appender = Appender(self.settings, self.clock)
+        self.sessions_appender = Appender(self.settings, self.clock, self.watchdog)
+        self.watchdog.code_of = self._blame
         specs = names.load_topics().specs
         self.ground = Ground(
             self.settings,
@@ -69,6 +76,10 @@ class Engine:
             (self.topic(name) for name in REMEMBERED),
             fail_stop,
         )
+
+    def _blame(self) -> int:
+        """Give the exit code where something stands still: 3 if Kafka says nothing."""
+        return EXIT_UNREACHABLE if self.clock.age_ms() > SILENT_MS else EXIT_REFUSED
 
     def fence_timestamp(self) -> int:
         """The stamp of a changelog record now: see `membership.py`."""

@@ -100,9 +100,9 @@ class FetchGuard:
         client.send = send
 
     def begin(self, ids: Mapping[str, str], epochs: Mapping[Place, int]) -> None:
-        """The partitions begin anew, with these topics and the epochs below their positions."""
-        self._ids = dict(ids)
-        self._epochs = {place: Epochs(epoch) for place, epoch in epochs.items()}
+        """These partitions begin anew, with their topics and the epochs below their positions."""
+        self._ids |= ids
+        self._epochs |= {place: Epochs(epoch) for place, epoch in epochs.items()}
 
     def epoch_below(self, place: Place, offset: int) -> int:
         """The leader epoch of the record below an offset, for the mark of a commit."""

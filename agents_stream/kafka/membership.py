@@ -11,7 +11,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+import structlog
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.group import LeaveGroupRequest
+
 from agents_stream.kafka.clock import monotonic_ms
+
+log = structlog.get_logger()
 
 _AGAIN_S: Final = 0.1
 
@@ -21,6 +27,7 @@ class Membership:
 
     def __init__(self) -> None:
         self.proven_at_ms: float | None = None
+        self._coordinator: Any = None
         self._heartbeat: Callable[[], Awaitable[bool]] | None = None
         self._rejoining: Callable[[], bool] = lambda: False
 
@@ -42,8 +49,29 @@ class Membership:
             return good
 
         coordinator._do_heartbeat = heartbeat  # noqa: SLF001
+        self._coordinator = coordinator
         self._heartbeat = heartbeat
         self._rejoining = rejoining
+
+    async def leave(self) -> None:
+        """Leave the group at once, also while it rebalances.
+
+        aiokafka leaves only once it has joined, on the connection on which the answer to that is
+        awaited: nothing else gets through there. Nothing may be written afterwards.
+        """
+        coordinator = self._coordinator
+        if coordinator is None or not coordinator.member_id or coordinator.coordinator_id is None:
+            return
+        request = LeaveGroupRequest(coordinator.group_id, coordinator.member_id)
+        try:
+            await coordinator._client.send(coordinator.coordinator_id, request)  # noqa: SLF001
+        except KafkaError as error:
+            log.info("the group could not be left, it will miss this worker", error=str(error))
+
+    @property
+    def joining(self) -> bool:
+        """Whether a join has begun and has not ended."""
+        return self._coordinator is not None and bool(self._coordinator._performed_join_prepare)  # noqa: SLF001
 
     def forget(self) -> None:
         """The partitions are gone; the next generation must prove itself anew."""

@@ -6,11 +6,12 @@ last record read. Ours, in its place in Faust's TableManager:
 1. The worker must own the same partitions of every topic, else it ends itself.
 2. A partition that it did not own in the generation just before starts from nothing (its rows may
    be another's past), or from rows that a clean stop left on disk.
-3. The changelog is read to its end by a consumer of its own. The record with the **highest
-   journal position** wins, not the last one (G9); where a lower record follows a higher one (a
-   paused worker wrote late) the winner is written again, before compaction drops it. A tombstone
-   takes away what came before it.
-4. The stages are told (the wheel is rebuilt from the rows), then the streams go to their
+3. Partitions that it keeps go on at once (step 5), whatever the others still need.
+4. The changelog of the others is read to its end by a consumer of its own. The record with the
+   **highest journal position** wins, not the last one (G9); where a lower record follows a higher
+   one (a paused worker wrote late) the winner is written again, before compaction drops it. A
+   tombstone takes away what came before it.
+5. The stages are told (the wheel is rebuilt from the rows), then the streams go to their
    committed offsets, then the flow resumes.
 
 A rebalance may come in between at any step: every step that follows a wait looks whether its
@@ -35,7 +36,7 @@ from agents_stream.core.session import journal_position
 from agents_stream.kafka import metrics
 from agents_stream.kafka.appender import Appender, Line, Pending
 from agents_stream.kafka.connection import client_options
-from agents_stream.kafka.fail_stop import fail_stop
+from agents_stream.kafka.fail_stop import Standstill, exit_code_of, fail_stop
 from agents_stream.kafka.marks import Change
 from agents_stream.kafka.row_fold import RowFold
 from agents_stream.kafka.starting import JOURNAL_AGAIN, changelog_anew, tell
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _POLL_MS: Final = 200
+_REBALANCING: Final = "waiting for the group to give out partitions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class ChangelogRecovery(Service):
         self.completed = Event()
         self.in_recovery = False
         self.progress_at = time.monotonic()
+        self.step = _REBALANCING
         self.lock = asyncio.Lock()
         self.engine.stages.append(self)
         self._turn = 0
@@ -93,6 +96,12 @@ class ChangelogRecovery(Service):
         """How long a recovery under way has made no progress, in seconds."""
         return time.monotonic() - self.progress_at if self.in_recovery else 0.0
 
+    def standing(self) -> list[Standstill]:
+        """The step that a recovery under way is at, and since when, for the watchdog."""
+        if not self.in_recovery:
+            return []
+        return [Standstill(f"recovery, {self.step}, has not moved", self.stalled_s())]
+
     def on_partitions_revoked(self, revoked: Any) -> None:  # noqa: ARG002 - Faust's signature
         """Stop being ready at once; what is under way is of the past."""
         self._next_turn()
@@ -113,6 +122,10 @@ class ChangelogRecovery(Service):
         self._turn += 1
         self.completed.clear()
         self.in_recovery = True
+        self._at(_REBALANCING)
+
+    def _at(self, step: str) -> None:
+        self.step = step
         self.progress_at = time.monotonic()
 
     async def _owned_alike(self, assigned: Iterable[Any]) -> frozenset[int]:
@@ -141,12 +154,13 @@ class ChangelogRecovery(Service):
                 wanted = replace(newer, kept=newer.kept & wanted.kept)
             started = time.monotonic()
             try:
-                if not (await self._recover(wanted) and await self._resume(wanted)):
+                if not (await self._recover(wanted) and await self._finish(wanted)):
                     continue
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, a restart is the cure
-                fail_stop(f"recovery failed: {type(error).__name__}: {error}", error)
+                words = f"recovery failed: {type(error).__name__}: {error}"
+                fail_stop(words, error, exit_code_of(error))
             seconds = time.monotonic() - started
             metrics.RECOVERY_SECONDS.set(seconds)
             log.info(
@@ -158,27 +172,28 @@ class ChangelogRecovery(Service):
             )
 
     async def _recover(self, wanted: _Wanted) -> bool:
-        """Bring the rows back and tell the stages; False where a rebalance came in between."""
+        """Bring the rows back and let the partitions flow; False where a rebalance came between."""
         for partition in set(self.table.partitions_owned) - wanted.kept:
             self.table.close_partition(partition, complete=False)
-        fresh = sorted(wanted.partitions - set(self.table.partitions_owned))
-        if fresh:
-            lost = await self._lost(fresh)
-            if self._turn != wanted.turn:
-                return False
-            stores = {
-                partition: self.table.open(partition, trusted=partition not in lost)
-                for partition in fresh
-            }
-            if not await self._replay(stores, lost, wanted.turn):
-                for partition in fresh:  # what was found out about them is lost
-                    self.table.close_partition(partition, complete=False)
-                return False
-        for hook in self.engine.assign_hooks:
-            for partition in sorted(wanted.partitions):
-                await hook(partition)
-                self.progress_at = time.monotonic()
-        return True
+        kept = wanted.partitions & set(self.table.partitions_owned)
+        fresh = wanted.partitions - kept
+        if kept and not await self._resume(kept, wanted.turn):
+            return False
+        if not fresh:
+            return True
+        self._at(f"looking at the changelog of the partitions {sorted(fresh)}")
+        lost = await self._lost(sorted(fresh))
+        if self._turn != wanted.turn:
+            return False
+        stores = {
+            partition: self.table.open(partition, trusted=partition not in lost)
+            for partition in sorted(fresh)
+        }
+        if not await self._replay(stores, lost, wanted.turn):
+            for partition in fresh:  # what was found out about them is lost
+                self.table.close_partition(partition, complete=False)
+            return False
+        return await self._resume(fresh, wanted.turn)
 
     async def _lost(self, partitions: Iterable[int]) -> set[int]:
         """The partitions whose changelog lost records; a changelog that is another ends us."""
@@ -196,6 +211,7 @@ class ChangelogRecovery(Service):
         }
 
     async def _replay(self, stores: dict[int, PartitionStore], lost: set[int], turn: int) -> bool:
+        self._at(f"reading the changelog of the partitions {sorted(stores)}")
         topic = load_topics().name(SESSIONS_CHANGELOG, self.engine.settings.topic_prefix)
         tps = {TopicPartition(topic, partition): store for partition, store in stores.items()}
         reader = AIOKafkaConsumer(
@@ -252,7 +268,7 @@ class ChangelogRecovery(Service):
         """
         folds = {tp: RowFold(store.get) for tp, store in tps.items()}
         last: dict[int, bytes] = {}
-        unfinished = set(tps)
+        unfinished = {tp for tp in tps if await reader.position(tp) < ends[tp]}
         while unfinished:
             fetched = await reader.getmany(timeout_ms=_POLL_MS)
             for tp, records in fetched.items():
@@ -264,6 +280,7 @@ class ChangelogRecovery(Service):
                 tps[tp].put_many(folds[tp].drain())
                 await asyncio.sleep(0)
             unfinished = {tp for tp in unfinished if await reader.position(tp) < ends[tp]}
+            self.step = f"reading the changelog of the partitions {_numbers(unfinished)}"
         unreadable = [key for fold in folds.values() for key in fold.unreadable]
         if unreadable:
             sessions = ", ".join(repr(key.decode(errors="replace")) for key in unreadable[:3])
@@ -285,6 +302,7 @@ class ChangelogRecovery(Service):
         A revoke waits for it as for a stage's batch: afterwards the rows may be another's.
         """
         appender: Appender = self.engine.sessions_appender
+        self._at("writing winners again")
         await self.engine.membership.prove()
         async with self.lock:
             if self._turn != turn:
@@ -299,25 +317,43 @@ class ChangelogRecovery(Service):
             await appender.append(again)
         return True
 
-    async def _resume(self, wanted: _Wanted) -> bool:
-        """What Faust's recovery does at its end, in the order that loses nothing."""
+    async def _resume(self, partitions: frozenset[int], turn: int) -> bool:
+        """Tell the stages of partitions whose rows are back, and let them flow."""
         consumer: BatchConsumer = self.app.consumer
+        for hook in self.engine.assign_hooks:
+            for partition in sorted(partitions):
+                self._at(f"building the wheel of partition {partition}")
+                await hook(partition)
+        self._at("waiting for a good heartbeat")
+        await self.engine.membership.prove()
+        if self._turn != turn:
+            return False
+        self._at(f"asking for the committed offsets of the partitions {sorted(partitions)}")
+        await consumer.perform_seek(partitions)
+        if self._turn != turn:
+            return False
+        consumer.resume_partitions(consumer.inputs_of(partitions))
+        await self._flow()
+        return True
+
+    async def _flow(self) -> None:
+        """Open the flow, once a turn: Faust empties the streams' queues when it is resumed."""
+        if not self.app.flow_control.is_active():
+            self.app.flow_control.resume()
+        self.app.consumer.resume_flow()
+        await self.app._fetcher.maybe_start()  # noqa: SLF001 - as Faust's own recovery does
+
+    async def _finish(self, wanted: _Wanted) -> bool:
+        """What Faust's recovery does at its end."""
         await self.engine.membership.prove()
         if self._turn != wanted.turn:
             return False
         await self.app.on_rebalance_complete.send()
-        if wanted.partitions:
-            await consumer.perform_seek()
-            if self._turn != wanted.turn:
-                return False
-            consumer.resume_partitions(
-                {tp for tp in consumer.assignment() if not consumer._is_changelog_tp(tp)}  # noqa: SLF001
-            )
+        if self._turn != wanted.turn:
+            return False
+        await self._flow()
         self.in_recovery = False
         self.completed.set()
-        self.app.flow_control.resume()
-        consumer.resume_flow()
-        await self.app._fetcher.maybe_start()  # noqa: SLF001 - as Faust's own recovery does
         self.tables.on_actives_ready()
         self.tables.on_standbys_ready()
         self.app.on_rebalance_end()
@@ -333,6 +369,10 @@ def _uneven(by_topic: Mapping[str, set[int]]) -> str:
         f"{list(partitions)} of {', '.join(topics[:3])}{' ...' if len(topics) > 3 else ''}"  # noqa: PLR2004
         for partitions, topics in alike.items()
     )
+
+
+def _numbers(tps: Iterable[TopicPartition]) -> list[int]:
+    return sorted(tp.partition for tp in tps)
 
 
 class SessionTableManager(TableManager):

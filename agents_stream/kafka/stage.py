@@ -6,41 +6,24 @@ exception ends the process before anything could acknowledge what was not done.
 """
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from aiokafka.errors import (
-    InvalidTimestampError,
-    KafkaConnectionError,
-    KafkaTimeoutError,
-    NodeNotReadyError,
-    UnknownTopicOrPartitionError,
-)
+from aiokafka.errors import InvalidTimestampError
 
 from agents_stream.kafka.consumer import Batch, BatchConsumer
 from agents_stream.kafka.engine import Engine, consumer_of
-from agents_stream.kafka.fail_stop import EXIT_REFUSED, EXIT_UNREACHABLE, fail_stop
+from agents_stream.kafka.fail_stop import exit_code_of, fail_stop
+from agents_stream.kafka.input_watch import LONG_S
 
 MAX_TAKEN_RECORDS: Final = 2_000
-# aiokafka calls a topic unknown when no broker answered its question about it.
-_UNREACHABLE = (
-    KafkaConnectionError,
-    KafkaTimeoutError,
-    NodeNotReadyError,
-    UnknownTopicOrPartitionError,
-)
-
 _FENCED = (
     "Kafka refused a record of the table as too old: no heartbeat of this worker got through for 5 "
     "s, because Kafka was away or the worker was paused. Another may own the partitions by now; a "
     "restart recovers, and nothing is lost"
 )
-
-
-def exit_code_of(error: Exception) -> int:
-    """The exit code of a process that ends because of `error` (SPEC §7)."""
-    return EXIT_UNREACHABLE if isinstance(error, _UNREACHABLE) else EXIT_REFUSED
 
 
 def _nothing() -> None:
@@ -61,6 +44,8 @@ class BatchStage(ABC):
         self.app = app
         self.lock = asyncio.Lock()
         self.moved: Callable[[], None] = _nothing
+        self.busy_since: float | None = None
+        self.long_until = 0.0
         engine.stages.append(self)
 
     @property
@@ -88,8 +73,12 @@ class BatchStage(ABC):
 
     async def _work_or_die(self, batches: Sequence[Batch]) -> None:
         try:
+            self.busy_since = time.monotonic()
             with self.engine.watchdog.span(self.name) as self.moved:
                 await self.work(batches)
+            if time.monotonic() - self.busy_since > LONG_S:
+                self.long_until = time.monotonic()
+            self.busy_since = None
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, a restart is the cure

@@ -18,10 +18,9 @@ from agents_stream.core.session import decode_record
 from agents_stream.kafka import metrics, ranges
 from agents_stream.kafka.appender import Line, Pending
 from agents_stream.kafka.engine import Engine
-from agents_stream.kafka.fail_stop import fail_stop
+from agents_stream.kafka.fail_stop import exit_code_of, fail_stop
 from agents_stream.kafka.forgetting import may_leave
 from agents_stream.kafka.retention import Oldest, watch
-from agents_stream.kafka.stage import exit_code_of
 from agents_stream.kafka.table import SessionTable
 from agents_stream.kafka.topics import JOURNAL, SESSIONS_CHANGELOG, load_topics
 

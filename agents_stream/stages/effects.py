@@ -34,7 +34,7 @@ class Effects(BatchStage):
 
     def __init__(self, engine: Engine, app: Any) -> None:
         super().__init__(engine, app)
-        self._appender = Appender(engine.settings, engine.clock)
+        self._appender = Appender(engine.settings, engine.clock, engine.watchdog)
         self._event_topics = {
             name: engine.topic(spec.name) for name, spec in load_topics().events.items()
         }

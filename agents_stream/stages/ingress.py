@@ -85,7 +85,7 @@ class Ingress(BatchStage):
     def __init__(self, engine: Engine, app: Any) -> None:
         super().__init__(engine, app)
         settings = engine.settings
-        self.appender = Appender(settings, engine.clock)
+        self.appender = Appender(settings, engine.clock, engine.watchdog)
         self.end_offsets = EndOffsets(settings)
         self.inputs = tuple(engine.topic(spec.name) for spec in load_topics().inputs)
         self._ranks = {topic: rank for rank, topic in enumerate(self.inputs)}
@@ -98,9 +98,7 @@ class Ingress(BatchStage):
     async def start(self) -> None:
         """Connect."""
         await self.appender.start()
-        await self.end_offsets.start()
-        # The first question fetches the topics' metadata, which takes a second: ask it now.
-        await self.end_offsets.ask((topic, 0) for topic in self.inputs)
+        await self.end_offsets.start(self.inputs)
 
     async def stop(self) -> None:
         """Disconnect."""

@@ -71,7 +71,7 @@ class Sessions(BatchStage):
         super().__init__(engine, app)
         self.table = table
         self.wheel = wheel
-        self._actions_appender = Appender(engine.settings, engine.clock)
+        self._actions_appender = Appender(engine.settings, engine.clock, engine.watchdog)
         self._changelog = engine.topic(SESSIONS_CHANGELOG)
         self._actions = engine.topic(ACTIONS)
         engine.owed_hooks.append(self.publish_owed)

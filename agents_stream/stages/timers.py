@@ -1,27 +1,30 @@
 """timers: one wheel per owned partition, an index over the deadlines in the records.
 
 It owns nothing and writes no table: the wheel is rebuilt from the rows after a recovery, and
-follows every record that the sessions stage installs. What is due it publishes, once, to
+follows every record that the sessions stage installs. Where a rebalance leaves the rows as they
+are, it leaves their wheel as well. What is due it publishes, once, to
 `session.deadlines`, in the partition in which the session's events arrive, so that ingress merges
 it with them. A deadline is published again only after a restart, or when the reducer refused it
 as early. It acts by the brokers' clock, of which it knows a lower bound: never early (G4).
 """
 
 import asyncio
-from collections.abc import Iterable
+import math
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
+from weakref import WeakKeyDictionary, ref
 
 import orjson
 import structlog
 
-from agents_stream.core.session import SessionRecord, decode_record
+from agents_stream.core.session import Alarms, SessionRecord, decode_alarms
 from agents_stream.core.wheel import TimerWheel
 from agents_stream.kafka import metrics
 from agents_stream.kafka.appender import Appender, Line, Pending
 from agents_stream.kafka.engine import Engine
-from agents_stream.kafka.fail_stop import fail_stop
-from agents_stream.kafka.stage import exit_code_of
+from agents_stream.kafka.fail_stop import exit_code_of, fail_stop
 from agents_stream.kafka.topics import DEADLINES
 
 log = structlog.get_logger()
@@ -53,10 +56,21 @@ class _Timer:
         )
 
 
+class Rows(Protocol):
+    """The rows of a partition that is owned."""
+
+    def items(self) -> Iterable[tuple[bytes, bytes]]:
+        """All rows, by key."""
+
+
 @dataclass(slots=True)
 class _Index:
-    """One partition's wheel, and the deadlines it knows: those published are not in the wheel."""
+    """One partition's wheel, and the deadlines it knows: those published are not in the wheel.
 
+    `rows` tells the rows that it was made from and has followed since, while they are in use.
+    """
+
+    rows: Callable[[], Rows | None] = lambda: None
     wheel: TimerWheel = field(default_factory=TimerWheel)
     timers: dict[int, _Timer] = field(default_factory=dict)
     by_session: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -67,12 +81,14 @@ class Timers:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._appender = Appender(engine.settings, engine.clock)
+        self._appender = Appender(engine.settings, engine.clock, engine.watchdog)
         self._indexes: dict[int, _Index] = {}
+        self._resting: WeakKeyDictionary[Rows, _Index] = WeakKeyDictionary()
         self._topic = engine.topic(DEADLINES)
         self._next_id = 0
         self._revokes = 0
         self._wake = asyncio.Event()
+        self._look_by = math.inf
         self._task: asyncio.Task[None] | None = None
         engine.revoke_hooks.append(self.forget)
         metrics.PENDING_TIMERS.set_function(lambda: sum(self.sizes().values()))
@@ -94,26 +110,38 @@ class Timers:
         return {partition: len(index.wheel) for partition, index in self._indexes.items()}
 
     def forget(self) -> None:
-        """The partitions are gone, and those being rebuilt as well."""
-        self._indexes.clear()
+        """The partitions are gone, and those being rebuilt as well; their wheels rest."""
+        for index in self._indexes.values():
+            if (rows := index.rows()) is not None:
+                self._resting[rows] = index
+        self._indexes = {}
         self._revokes += 1
 
-    async def rebuild(self, partition: int, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        """Make a partition's wheel from its rows, and from nothing else."""
-        index, revokes = _Index(), self._revokes
-        for number, (_, row) in enumerate(rows):
-            self._follow(index, partition, decode_record(row))
+    async def rebuild(self, partition: int, rows: Rows) -> None:
+        """Make a partition's wheel from its rows, and from nothing else.
+
+        If these very rows were here before the rebalance, their wheel has followed every change
+        of them, and is taken up again as it is.
+        """
+        resting = self._resting.pop(rows, None)
+        if resting is not None:
+            self._indexes[partition] = resting
+            self._wake_up()
+            return
+        index, revokes = _Index(ref(rows)), self._revokes
+        for number, (_, row) in enumerate(rows.items()):
+            self._follow(index, partition, decode_alarms(row))
             if number % _REBUILD_SLICE == 0:
                 await asyncio.sleep(0)
         if self._revokes == revokes:
             self._indexes[partition] = index
-            self._wake.set()
+            self._wake_up()
 
     def follow(self, partition: int, record: SessionRecord) -> None:
         """The deadlines of this session are now those of the record; none while it is paused."""
         self._follow(self._indexes.setdefault(partition, _Index()), partition, record)
 
-    def _follow(self, index: _Index, partition: int, record: SessionRecord) -> None:
+    def _follow(self, index: _Index, partition: int, record: SessionRecord | Alarms) -> None:
         known = index.by_session.get(record.session_id, {})
         wanted = {} if record.paused else record.deadlines
         for name in [name for name in known if name not in wanted]:
@@ -136,14 +164,14 @@ class Timers:
             return
         log.info("deadline was early", session=session_id, name=name, by_ms=late_by_ms)
         index.wheel.schedule(timer_id, self.engine.clock.now_ms() + late_by_ms)
-        self._wake.set()
+        self._wake_up()
 
     def _add(self, index: _Index, timer: _Timer, due_at_ms: int) -> None:
         self._next_id += 1
         index.timers[self._next_id] = timer
         index.by_session.setdefault(timer.session_id, {})[timer.name] = self._next_id
         index.wheel.schedule(self._next_id, due_at_ms)
-        self._wake.set()
+        self._wake_up()
 
     @staticmethod
     def _drop(index: _Index, session_id: str, name: str) -> None:
@@ -153,6 +181,14 @@ class Timers:
             del index.by_session[session_id]
         del index.timers[timer_id]
         index.wheel.cancel(timer_id)
+
+    def stalled_s(self) -> float:
+        """How long the wheels have not been looked at although it was time, in seconds."""
+        return max(0.0, time.monotonic() - self._look_by)
+
+    def _wake_up(self) -> None:
+        self._look_by = min(self._look_by, time.monotonic())
+        self._wake.set()
 
     async def _publish_for_ever(self) -> None:
         try:
@@ -191,6 +227,7 @@ class Timers:
         wait_s = _IDLE_S
         if nearest is not None and self.engine.clock.known:
             wait_s = min(wait_s, max(0.0, self.engine.clock.wait_ms(nearest) / 1_000))
+        self._look_by = time.monotonic() + wait_s
         if wait_s == 0.0:
             await asyncio.sleep(0)
             return

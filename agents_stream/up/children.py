@@ -98,7 +98,7 @@ class Child:
             code = await process.wait()
             self.look()
             self.ready.clear()
-            pause_s = self._restarts.pause_s(time.monotonic() - started)
+            pause_s = self._restarts.pause_s(time.monotonic() - started, code)
             if pause_s is None:
                 raise GaveUp(self._last_words(code))
             self._say(

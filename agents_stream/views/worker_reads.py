@@ -34,8 +34,10 @@ class WorkerReads:
 
     def ready(self) -> tuple[bool, str]:
         """Ready once the partitions are owned and the rows are back."""
-        if (stalled := self._engine.watchdog.stalled()) is not None:
-            return False, stalled
+        if not self._engine.clock.known:
+            return False, "starting: waiting for Kafka"
+        if (slow := self._engine.watchdog.slow()) is not None:
+            return False, slow
         if (silent_ms := self._engine.clock.age_ms()) > MAX_SILENCE_MS:
             return False, f"no word from Kafka for {silent_ms / 1_000:.0f} s"
         if not self._app.tables.recovery.completed.is_set():

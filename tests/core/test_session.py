@@ -15,6 +15,7 @@ from agents_stream.core.session import (
     PendingCommand,
     SessionRecord,
     content_size,
+    decode_alarms,
     decode_record,
     empty_state,
     encode_record,
@@ -60,12 +61,21 @@ def test_what_is_written_is_what_is_read(record: SessionRecord) -> None:
     assert decode_record(encode_record(record)) == record
 
 
+@pytest.mark.parametrize("record", [FULL, SessionRecord("s1"), replace(FULL, paused=True)])
+def test_a_wheel_reads_of_a_record_what_it_says(record: SessionRecord) -> None:
+    """G3: a wheel made of alarms is the wheel made of the records."""
+    alarms = decode_alarms(encode_record(record))
+    assert alarms == (record.session_id, record.deadlines, record.home, record.paused)
+
+
 def test_what_a_newer_version_wrote_is_refused() -> None:
     """DESIGN §1: records carry a version, so that sessions survive an upgrade."""
     line = orjson.loads(encode_record(FULL))
     assert line["v"] == 1
     with pytest.raises(ValueError, match="upgrade this worker"):
         decode_record(orjson.dumps(line | {"v": 2}))
+    with pytest.raises(ValueError, match="upgrade this worker"):
+        decode_alarms(orjson.dumps(line | {"v": 2}))
 
 
 def test_recovery_compares_records_by_their_bytes() -> None:

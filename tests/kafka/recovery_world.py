@@ -17,7 +17,7 @@ from agents_stream.kafka.marks import Found, judge
 from agents_stream.kafka.recovery import ChangelogRecovery
 from agents_stream.kafka.store import MemoryStore
 from agents_stream.kafka.topics import SESSIONS_CHANGELOG
-from tests.kafka.fakes import FakeKafka, Read, World
+from tests.kafka.fakes import Read, World
 
 JOURNAL = "session.journal"
 
@@ -31,8 +31,9 @@ def row(offset: int, text: str = "", timestamp: int | None = None) -> bytes:
 class FakeReader:
     """The consumer that reads the changelog back, a few records at a time."""
 
-    def __init__(self, kafka: FakeKafka) -> None:
-        self.kafka = kafka
+    def __init__(self, recovering: "Recovering") -> None:
+        self.recovering = recovering
+        self.kafka = recovering.world.kafka
         self.positions: dict[TopicPartition, int] = {}
 
     async def start(self) -> None:
@@ -64,6 +65,8 @@ class FakeReader:
     async def getmany(self, **_: Any) -> dict[TopicPartition, list[Read]]:
         """Three records of each partition."""
         await asyncio.sleep(0)
+        if self.recovering.reading is not None:
+            await self.recovering.reading()
         fetched = {}
         for tp, start in self.positions.items():
             lines = self.kafka.log[tuple(tp)][start : start + 3]
@@ -114,10 +117,12 @@ class Recovering:
     world: World
     recovery: ChangelogRecovery
     table: FakeTable
-    seeks: int = 0
-    resumed: list[frozenset[int]] = field(default_factory=list)
+    seeks: list[list[int]] = field(default_factory=list)
+    emptied: int = 0
+    flowing: list[list[int]] = field(default_factory=list)
     rebuilt: list[int] = field(default_factory=list)
     during_seek: Any = None
+    reading: Any = None
 
     @property
     def changelog(self) -> str:
@@ -138,6 +143,7 @@ class Recovering:
     def revoke(self) -> None:
         """A rebalance begins."""
         self.recovery.on_partitions_revoked(set())
+        self.recovery.app.flow_control.active = False
         self.world.engine.membership.forget()
         self.world.consumer.epoch += 1
 
@@ -163,35 +169,41 @@ def made(world: World, monkeypatch: pytest.MonkeyPatch) -> Recovering:
     """Put the parts together."""
     recovering: Recovering
     table = FakeTable()
-    monkeypatch.setattr(recovery_module, "AIOKafkaConsumer", lambda **_: FakeReader(world.kafka))
+    monkeypatch.setattr(recovery_module, "AIOKafkaConsumer", lambda **_: FakeReader(recovering))
     monkeypatch.setattr("agents_stream.kafka.membership._AGAIN_S", 0.001)
 
     async def nothing(*_: Any) -> None:
         return None
 
-    async def seek() -> None:
-        recovering.seeks += 1
+    async def seek(partitions: frozenset[int]) -> None:
+        recovering.seeks.append(sorted(partitions))
         if recovering.during_seek is not None:
             await recovering.during_seek()
 
-    def resume_flow() -> None:
-        recovering.resumed.append(frozenset(table.partitions_owned))
+    def empty_queues() -> None:
+        recovering.emptied += 1
+        flow_control.active = True
 
     async def examine(partitions: Iterable[int]) -> dict[int, Finding]:
         return {number: Finding(WELL, judge(WELL)) for number in partitions}
 
     world.consumer.examine_changelog = examine  # type: ignore[attr-defined]
+    flow_control = SimpleNamespace(active=False, resume=empty_queues)
+    flow_control.is_active = lambda: flow_control.active
     world.consumer.perform_seek = seek  # type: ignore[attr-defined]
-    world.consumer.resume_flow = resume_flow  # type: ignore[attr-defined]
+    world.consumer.resume_flow = lambda: None  # type: ignore[attr-defined]
     world.consumer.assignment = set  # type: ignore[attr-defined]
-    world.consumer.resume_partitions = lambda _: None  # type: ignore[attr-defined]
+    world.consumer.inputs_of = lambda partitions: partitions  # type: ignore[attr-defined]
+    world.consumer.resume_partitions = (  # type: ignore[attr-defined]
+        lambda partitions: recovering.flowing.append(sorted(partitions))
+    )
     app = SimpleNamespace(
         engine=world.engine,
         consumer=world.consumer,
         consumer_generation_id=None,
         topics=SimpleNamespace(_topic_name_index={JOURNAL: 0, SESSIONS_CHANGELOG: 0}),
         on_rebalance_complete=SimpleNamespace(send=nothing),
-        flow_control=SimpleNamespace(resume=lambda: None),
+        flow_control=flow_control,
         _fetcher=SimpleNamespace(maybe_start=nothing),
         on_rebalance_end=lambda: None,
     )

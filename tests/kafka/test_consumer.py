@@ -35,6 +35,7 @@ class FakeClient:
         self.ends: dict[TopicPartition, int] = {}
         self.commits: list[dict[TopicPartition, int]] = []
         self.refuse: Exception | None = None
+        self.hang: asyncio.Event | None = None
         self.fetches: list[Any] = []
         self.asked: Any = None
         self._coordinator = self
@@ -78,6 +79,8 @@ class FakeClient:
 
     async def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
         """Commit, or refuse."""
+        if self.hang is not None:
+            await self.hang.wait()
         if self.refuse is not None:
             raise self.refuse
         self.commits.append({tp: meta.offset for tp, meta in offsets.items()})
@@ -133,7 +136,7 @@ async def one(monkeypatch: pytest.MonkeyPatch) -> Consuming:
     """A consumer of two partitions that has been assigned and is at its start."""
     monkeypatch.setattr(consumer_module, "POLL_S", 0.005)
     consuming = Consuming(World.made(monkeypatch))
-    await consuming.consumer.perform_seek()
+    await consuming.consumer.perform_seek({0})
     consuming.client.commits.clear()
     return consuming
 
@@ -144,26 +147,6 @@ def records(tp: TopicPartition, *offsets: int, size: int = 1) -> list[Read]:
         Read(tp.topic, tp.partition, offset, 1_000_000 + offset, b"k", b"x" * size)
         for offset in offsets
     ]
-
-
-def test_the_options_of_the_client_are_those_that_faust_md_asks_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Aborted records are never seen, nothing commits by itself, a death is noticed in 6 s."""
-    given: dict[str, Any] = {}
-    monkeypatch.setattr("aiokafka.AIOKafkaConsumer", lambda **kw: given.update(kw))
-
-    async def create() -> None:
-        consumer = Consuming(World.made(monkeypatch)).consumer
-        consumer._thread._create_worker_consumer(None)  # type: ignore[arg-type]
-
-    asyncio.run(create())
-    assert given["isolation_level"] == "read_committed"
-    assert given["enable_auto_commit"] is False
-    assert given["auto_offset_reset"] == "earliest"
-    assert (given["session_timeout_ms"], given["heartbeat_interval_ms"]) == (6_000, 1_000)
-    assert 250 <= given["fetch_max_wait_ms"] <= 500
-    assert given["rebalance_timeout_ms"] == 20_000
 
 
 async def test_a_fetch_is_handed_on_by_partition_with_its_position(one: Consuming) -> None:
@@ -321,7 +304,7 @@ async def test_a_worker_begins_at_its_committed_offsets(one: Consuming) -> None:
     """Where the group has none it begins at the beginning, and says so to Kafka at once."""
     one.client.committed = {A: 7}
     one.client.ends = {A: 9}
-    await one.consumer.perform_seek()
+    await one.consumer.perform_seek({0})
     assert (one.client.states[A].position, one.client.states[B].position) == (7, 0)
     assert one.client.commits == [{B: 0}]
 
@@ -331,7 +314,7 @@ async def test_a_topic_that_ends_before_its_offset_is_read_from_its_beginning(
 ) -> None:
     """G1: without a mark (an older version's commit) nobody knows from where on it is another."""
     one.client.committed, one.client.ends = {A: 100, B: 0}, {A: 3}
-    await one.consumer.perform_seek()
+    await one.consumer.perform_seek({0})
     assert one.client.states[A].position == 0
     assert one.client.commits == [{A: 0}]
 
@@ -339,7 +322,7 @@ async def test_a_topic_that_ends_before_its_offset_is_read_from_its_beginning(
 async def test_what_retention_took_is_passed(one: Consuming) -> None:
     """A deleted head is no reason to reset anything else."""
     one.client.committed, one.client.begins, one.client.ends = {A: 5, B: 0}, {A: 20}, {A: 30}
-    await one.consumer.perform_seek()
+    await one.consumer.perform_seek({0})
     assert one.client.states[A].position == 20
 
 
@@ -347,7 +330,7 @@ async def test_a_forgotten_group_does_not_do_everything_again(one: Consuming) ->
     """DESIGN §4: actions without a committed offset need a word from the user."""
     one.client.committed, one.client.ends = {}, {A: 10, B: 10}
     with pytest.raises(Ended, match="AGENTS_STREAM_START_FROM"):
-        await one.consumer.perform_seek()
+        await one.consumer.perform_seek({0})
 
 
 @pytest.mark.parametrize(("start", "position"), [("earliest", 0), ("latest", 10)])
@@ -357,7 +340,7 @@ async def test_the_user_says_where_a_forgotten_group_begins(
     """G1: it is about the actions; events that nobody has applied are never skipped."""
     one = Consuming(World.made(monkeypatch, start_from=start))
     one.client.ends = {A: 10, B: 10}
-    await one.consumer.perform_seek()
+    await one.consumer.perform_seek({0})
     assert one.client.states[B].position == position
     assert one.client.states[A].position == 0
 
@@ -375,7 +358,7 @@ async def test_a_rebalance_during_the_seek_leaves_nothing_behind(one: Consuming)
     one.client.asked = overtaken
     one.client.commits.clear()
     one.client.committed, one.client.ends = {A: 4}, {A: 9}
-    await one.consumer.perform_seek()
+    await one.consumer.perform_seek({0})
     await one.drain()
     assert one.batches() == []
     assert not await one.consumer.commit()
@@ -383,6 +366,8 @@ async def test_a_rebalance_during_the_seek_leaves_nothing_behind(one: Consuming)
 
 async def test_a_flow_that_is_open_and_not_polled_is_noticed(one: Consuming) -> None:
     """G11: the watchdog's gauge."""
+    one.app.flow_control.resume()
+    one.consumer.resume_flow()
     await asyncio.sleep(0.02)
     assert one.consumer.stalled_s() > 0.01
     await one.drain(0.01)

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from agents_stream.kafka.fail_stop import Watchdog
-from tests.kafka.fakes import Ended, end_by_raising
+from agents_stream.kafka.clock import BrokerClock
+from agents_stream.kafka.fail_stop import Standstill, Watchdog
+from tests.kafka.fakes import Ended, World, end_by_raising
 
 
 def run(code: str) -> "subprocess.CompletedProcess[str]":
@@ -73,6 +74,39 @@ def test_spans_and_gauges_are_told_by_name() -> None:
     assert dog.stalled() is None
     dog.gauge("recovery", lambda: 7.0)
     assert dog.stalled() == "recovery has not moved for 7 s"
+    dog.watch(lambda: [Standstill("journal/3 has not been read", 9.0), Standstill("j", 0.0)])
+    assert dog.stalled() == "journal/3 has not been read for 9 s; recovery has not moved for 7 s"
+
+
+def test_what_stands_still_is_said_before_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    """At a quarter of the limit: once in the log, and to whoever asks whether it is ready."""
+    dog = Watchdog(limit_s=60.0)
+    seconds = 10.0
+    dog.gauge("recovery", lambda: seconds)
+    dog._warn()
+    assert (dog.slow(), dog.stalled()) == (None, None)
+    seconds = 16.0
+    for _ in range(3):
+        dog._warn()
+    assert dog.slow() == "recovery has not moved for 16 s"
+    assert dog.stalled() is None
+    assert capsys.readouterr().out.count("recovery has not moved for 16 s") == 1
+
+
+async def test_the_exit_code_says_who_is_to_blame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SPEC §7: 3 where Kafka cannot be reached, 1 for anything else."""
+    engine = World.made(monkeypatch).engine
+    engine.clock = BrokerClock()
+    engine.watchdog.gauge("recovery", lambda: 70.0)
+    monkeypatch.setattr(engine.watchdog, "_period_s", 0.2)
+    with pytest.raises(Ended) as silent:
+        engine.watchdog._watch_for_ever()
+    engine.clock.observe(1)
+    with pytest.raises(Ended) as heard:
+        engine.watchdog._watch_for_ever()
+    assert (silent.value.code, heard.value.code) == (3, 1)
 
 
 def test_a_pause_of_the_whole_process_is_not_blamed(monkeypatch: pytest.MonkeyPatch) -> None:

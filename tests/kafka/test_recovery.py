@@ -33,7 +33,7 @@ async def test_the_highest_record_wins_and_is_written_again_after_a_lower_one(
     assert one.table.row(0, b"a") == row(5)
     assert [line.value for line in one.world.kafka.log[one.changelog, 0]][4:] == [row(5)]
     assert one.world.kafka.log[one.changelog, 0][4].timestamp_ms is not None
-    assert one.resumed == [frozenset({0})]
+    assert one.flowing == [[0]]
     assert one.rebuilt == [0]
     assert one.recovery.completed.is_set()
     assert one.recovery.stalled_s() == 0
@@ -142,7 +142,31 @@ async def test_a_partition_owned_in_both_generations_keeps_its_rows(one: Recover
     await one.settle()
     assert one.table.opened == [0, 1, 2]
     assert set(one.table.partitions_owned) == {0, 2}
-    assert one.resumed == [frozenset({0, 1}), frozenset({0, 2})]
+    assert one.flowing == [[0, 1], [0], [2]]
+
+
+async def test_what_stays_goes_on_before_what_comes_is_read(one: Recovering) -> None:
+    """A rebalance stops the partitions of a worker that keep their rows for a moment only.
+
+    And when the others follow, what has been delivered since is not thrown away (G1).
+    """
+    await one.assign(4, 0, 1)
+    await one.settle()
+    one.revoke()
+    one.prove()
+    one.wrote(2, *((b"k%d" % number, row(number)) for number in range(30)))
+    read = asyncio.Event()
+    one.reading = read.wait
+    await one.assign(5, 0, 1, 2)
+    await one.settle()
+    assert one.flowing == [[0, 1], [0, 1]]
+    assert not one.recovery.completed.is_set()
+    assert one.recovery.stalled_s() > 0
+    read.set()
+    await one.settle()
+    assert one.flowing == [[0, 1], [0, 1], [2]]
+    assert one.recovery.completed.is_set()
+    assert one.emptied == 2
 
 
 async def test_after_a_generation_without_this_worker_nothing_is_kept(one: Recovering) -> None:
@@ -170,7 +194,7 @@ async def test_a_generation_that_was_skipped_keeps_no_rows_alive(one: Recovering
     await one.assign(7, 0)
     await one.settle()
     assert one.table.row(0, b"a") == row(1)
-    assert len(one.resumed) == 2
+    assert one.flowing == [[0], [0]]
 
 
 async def test_a_rebalance_during_recovery_resumes_nothing(one: Recovering) -> None:
@@ -178,15 +202,15 @@ async def test_a_rebalance_during_recovery_resumes_nothing(one: Recovering) -> N
     one.revoke()
     await one.assign(4, 0)
     await one.settle()  # it waits for a heartbeat: the group rebalances again
-    assert one.resumed == []
+    assert one.flowing == []
     one.revoke()
     one.prove()  # the next generation's heartbeat, before its assignment is told
     await one.settle()
-    assert (one.seeks, one.resumed) == (0, [])
+    assert (one.seeks, one.flowing) == ([], [])
     assert not one.recovery.completed.is_set()
     await one.assign(5, 0, 1)
     await one.settle()
-    assert one.resumed == [frozenset({0, 1})]
+    assert one.flowing == [[0], [1]]
 
 
 async def test_a_rebalance_during_the_seek_resumes_nothing(one: Recovering) -> None:
@@ -203,8 +227,8 @@ async def test_a_rebalance_during_the_seek_resumes_nothing(one: Recovering) -> N
     await one.settle()
     one.prove()
     await one.settle()
-    assert one.resumed == [frozenset({0, 1})]
-    assert one.seeks == 2
+    assert one.flowing == [[0], [1]]
+    assert one.seeks == [[0], [0], [1]]
 
 
 async def test_winners_are_not_written_for_partitions_that_have_gone(one: Recovering) -> None:
@@ -253,8 +277,7 @@ async def test_a_worker_that_owns_nothing_is_ready(one: Recovering) -> None:
     await one.assign(1)
     await one.settle()
     assert one.recovery.completed.is_set()
-    assert one.resumed == [frozenset()]
-    assert one.seeks == 0
+    assert (one.flowing, one.seeks) == ([], [])
 
 
 async def test_unlike_partitions_end_the_process(one: Recovering) -> None:
@@ -276,4 +299,4 @@ async def test_an_error_ends_the_process(one: Recovering, monkeypatch: pytest.Mo
     await one.assign(1, 0)
     await one.settle()
     assert ended[0].startswith("recovery failed")
-    assert one.resumed == []
+    assert one.flowing == []

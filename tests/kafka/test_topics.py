@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from agents_stream.core.errors import TerminalError
 from agents_stream.kafka import topics
-from agents_stream.kafka.consumer import SESSION_TIMEOUT_MS
+from agents_stream.kafka.in_loop_thread import SESSION_TIMEOUT_MS
 from agents_stream.kafka.topics import load_topics, parse_topics, partition_for
 
 # SPEC §1, row by row.

@@ -1,6 +1,7 @@
 """The wheels: an index over the records' deadlines, never their owner (G3, G4)."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from agents_stream.core.session import Deadline, SessionRecord, encode_record
 from agents_stream.kafka.clock import BrokerClock
+from agents_stream.kafka.store import MemoryStore
 from agents_stream.kafka.topics import DEADLINES
 from agents_stream.stages import timers as timers_module
 from agents_stream.stages.timers import Timers
@@ -52,6 +54,13 @@ def session(name: str, *, paused: bool = False, **deadlines: tuple[int, int]) ->
     """A record with deadlines, each (milliseconds from the beginning, generation)."""
     armed = {key: Deadline(NOW + due, generation) for key, (due, generation) in deadlines.items()}
     return replace(SessionRecord(name), paused=paused, deadlines=armed, home=2)
+
+
+def stored(*records: SessionRecord) -> MemoryStore:
+    """The rows of a partition."""
+    rows = MemoryStore()
+    rows.put_many({record.session_id.encode(): encode_record(record) for record in records})
+    return rows
 
 
 async def test_a_deadline_is_published_once_and_never_early(one: Ticking) -> None:
@@ -127,8 +136,38 @@ async def test_the_wheel_is_rebuilt_from_the_rows_and_from_nothing_else(one: Tic
     one.at(100)
     await one.tick()
     rows = [session("s", reply=(100, 7)), session("p", paused=True, reply=(100, 8))]
-    await one.timers.rebuild(0, [(b"", encode_record(row)) for row in rows])
+    await one.timers.rebuild(0, stored(*rows))
     assert await one.tick() == [("s", "reply", 7)]
+
+
+async def test_a_partition_that_stays_keeps_its_wheel(one: Ticking) -> None:
+    """G3: a rebalance that leaves the rows leaves the wheel: nothing is lost, nothing repeated."""
+    rows = stored(session("fired", reply=(100, 7)), session("waits", reply=(300, 8)))
+    await one.timers.rebuild(0, rows)
+    one.at(100)
+    assert await one.tick() == [("fired", "reply", 7)]
+    one.timers.follow(0, session("armed since", reply=(200, 9)))
+    one.world.engine.on_revoked()
+    one.world.engine.on_revoked()  # two rebalances in a row
+    one.at(250)
+    assert await one.tick() == []
+    await one.timers.rebuild(0, rows)
+    assert await one.tick() == [("armed since", "reply", 9)]
+    one.at(300)
+    assert await one.tick() == [("waits", "reply", 8)]
+
+
+async def test_other_rows_get_another_wheel(one: Ticking) -> None:
+    """G3, G9: what came back after another worker had it is rebuilt, and the old wheel is gone."""
+    before = stored(session("s", reply=(100, 7)), session("gone", reply=(100, 8)))
+    await one.timers.rebuild(0, before)
+    one.world.engine.on_revoked()
+    del before
+    gc.collect()
+    assert len(one.timers._resting) == 0
+    await one.timers.rebuild(0, stored(session("s", reply=(100, 9))))
+    one.at(100)
+    assert await one.tick() == [("s", "reply", 9)]
 
 
 async def test_a_revoked_partition_publishes_nothing(
@@ -136,7 +175,7 @@ async def test_a_revoked_partition_publishes_nothing(
 ) -> None:
     """Also when the revoke came while its wheel was being rebuilt."""
     monkeypatch.setattr(timers_module, "_REBUILD_SLICE", 1)
-    rows = [(b"", encode_record(session(f"s{number}", reply=(1, 7)))) for number in range(5)]
+    rows = stored(*(session(f"s{number}", reply=(1, 7)) for number in range(5)))
     rebuilding = asyncio.create_task(one.timers.rebuild(0, rows))
     await asyncio.sleep(0)
     one.world.engine.on_revoked()
@@ -213,6 +252,22 @@ async def test_the_loop_sleeps_until_the_next_deadline_and_wakes_for_an_earlier_
     await asyncio.sleep(0.1)
     [line] = running.world.kafka.lines(DEADLINES)
     assert line.key == b"soon"
+
+
+async def test_wheels_that_nobody_looks_at_are_noticed(
+    one: Ticking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G11: a timer is due, and the task that publishes it does not come."""
+    hang = asyncio.Event()
+    monkeypatch.setattr(one.timers, "_publish_due", hang.wait)
+    assert one.timers.stalled_s() == 0
+    await one.timers.start()
+    one.timers.follow(0, session("s", reply=(0, 7)))
+    await asyncio.sleep(0.02)
+    assert one.timers.stalled_s() > 0
+    hang.set()
+    await asyncio.sleep(0.02)
+    await one.timers.stop()
 
 
 async def test_an_error_while_publishing_ends_the_process(one: Ticking) -> None:

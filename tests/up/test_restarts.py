@@ -23,6 +23,13 @@ def test_who_was_healthy_begins_anew() -> None:
     assert restarts.pause_s(HEALTHY_S - 0.1) == 1.0
 
 
+def test_a_death_for_want_of_kafka_counts_for_nothing() -> None:
+    """G11: Kafka may be away for as long as it likes; each try has waited for it."""
+    restarts = Restarts()
+    assert {restarts.pause_s(21.0, code=3) for _ in range(3 * MAX_QUICK_DEATHS)} == {0.5}
+    assert restarts.pause_s(1.0, code=1) == 0.5
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [(3, "exit code 3"), (-signal.SIGKILL, "killed by SIGKILL"), (-250, "killed by signal 250")],

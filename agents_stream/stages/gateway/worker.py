@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError
 
 from agents_stream.core.errors import TerminalError
 from agents_stream.kafka.connection import client_options, in_our_words, require_broker
+from agents_stream.kafka.resumption import Resumption
 from agents_stream.kafka.topics import (
     DEAD_LETTERS,
     GATEWAY_MEMORY,
@@ -38,6 +39,7 @@ MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
 MAX_DRAIN_S: Final = 45.0
 FORGET_EVERY_S: Final = 60.0
 WATCH_EVERY_S: Final = 10.0
+BROKER_LIMIT_S: Final = 20.0
 SILENT_LIMIT_S: Final = 60.0
 
 
@@ -64,7 +66,9 @@ class _Plan:
         return tuple(names)
 
 
-async def run_gateway(settings: Settings, stop: asyncio.Event) -> None:
+async def run_gateway(
+    settings: Settings, stop: asyncio.Event, resumption: Resumption | None = None
+) -> None:
     """Perform tool commands and tell the engine, until `stop` is set.
 
     At `stop` it ends and records the calls under way, at most MAX_DRAIN_S, and returns.
@@ -75,10 +79,12 @@ async def run_gateway(settings: Settings, stop: asyncio.Event) -> None:
 
     """
     plan = _plan(settings)
+    resumption = resumption or Resumption(allowed=False)
+    await asyncio.sleep(resumption.pause_s)
     # httpx logs each URL at INFO; ours may carry a customer's or a tool's secret.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        await require_broker(settings)
+        await resumption.require_broker(settings, BROKER_LIMIT_S)
         await refuse_unfit_topics(settings, plan.topics)
         async with _members(settings, plan) as members:
             log.info(
@@ -86,6 +92,7 @@ async def run_gateway(settings: Settings, stop: asyncio.Event) -> None:
                 tools=[tool.name for tool in plan.tools],
                 engine_webhook=plan.engine is not None,
             )
+            resumption.ready()
             await _run_all(settings, members, stop)
     except KafkaError as error:
         raise in_our_words(settings, error) from error
