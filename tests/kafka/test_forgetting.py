@@ -123,7 +123,7 @@ class Keeping:
 
 
 @pytest.fixture
-def keeping(monkeypatch: pytest.MonkeyPatch) -> Keeping:
+async def keeping(monkeypatch: pytest.MonkeyPatch) -> Keeping:
     """An upkeep with one session that may leave, one that may not, and two open ones."""
     one = Keeping(monkeypatch)
     one.rows.put(CLOSED)

@@ -42,7 +42,7 @@ from agents_stream.settings import Settings
 from tests.kafka.cluster import Cluster, WorkerProcess, cluster
 from tests.kafka.command_line import Answer, assert_told, cli
 from tests.kafka.fakes import Read
-from tests.kafka.test_audit import audit, forge, live
+from tests.kafka.test_audit import audit, forge, live, made_anew
 from tests.stages.sessions_world import PLAN, told
 
 CHANGELOG = "agents-stream-sessions-changelog"
@@ -193,6 +193,37 @@ async def test_what_cannot_be_replayed_is_not_touched(kafka_settings: Settings) 
         assert [item["why"] for item in answer.json["untouched"]] == [CUT]
         people = await cli(kafka_settings, "timers", "rebuild", "--dry-run")
         assert_told(people, 1, session, "beginning")
+
+
+async def test_a_table_made_again(kafka_settings: Settings) -> None:
+    """G3, G8: the whole changelog is lost; it comes back, and its deadlines fire, once."""
+    settings = kafka_settings.model_copy(update={"data_reply_timeout": 15_000})
+    async with cluster(settings) as seen:
+        worker = await seen.worker().ready()
+        waiting, closed = await seen.open(), await seen.open()
+        for session in (waiting, closed):
+            await seen.collect(session)
+        await seen.send("agent/session.close", closed, reason="handoff")
+        await seen.until(lambda: seen.outcomes(closed)[-1:] == [("session", "closed", "handoff")])
+        assert worker.end() == 0
+        admin = AIOKafkaAdminClient(**client_options(settings))
+        await admin.start()
+        try:
+            await admin.delete_topics([seen.topic(CHANGELOG)])
+        finally:
+            await admin.close()
+        await made_anew(settings)
+        answer = await rebuild(settings, "--yes")
+        assert answer.code == 0, answer
+        found = {item["sessionId"]: item["why"] for item in answer.json["repairs"]}
+        assert found == {waiting: MISSING, closed: MISSING}
+        worker.settings = settings.model_copy(update={"start_from": "latest"})
+        await worker.start().ready()
+        await seen.until_outcomes(waiting, ASKED, seconds=30)
+        assert worker.end() == 0
+        told = (await audit(settings)).json
+        assert (told["ok"], told["sessions"]) == (True, 2), told
+        assert len(seen.outcomes(closed)) == 2
 
 
 @dataclass
