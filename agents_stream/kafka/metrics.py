@@ -11,6 +11,7 @@ LETTER_REASONS: Final = (
     "invalid_schema",
     "unknown_event",
     "too_large",
+    "invalid_timestamp",
     "reducer_error",
     "retries_exhausted",
     "tool_failed",
