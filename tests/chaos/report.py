@@ -1,5 +1,6 @@
 """What a run tried and what it cost: counts, lateness and gaps in service, as JSON and as text."""
 
+from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -38,6 +39,7 @@ def make_report(history: History, violations: list[Violation]) -> dict[str, Any]
         "latenessMs": _by_fault(history, _lateness(read)),
         "journalDelayMs": _by_fault(history, _delays(read)),
         "gaps": _gaps(history),
+        "brokerBack": _broker_back(history),
     }
 
 
@@ -180,6 +182,19 @@ def _gaps(history: History) -> list[dict[str, Any]]:
     ]
 
 
+def _broker_back(history: History) -> list[dict[str, Any]]:
+    """How long each absence of the broker was, and then the journal's first line took."""
+    stamps = sorted(line.timestamp for line in history.of(JOURNAL))
+    found = []
+    for fault in history.faults:
+        after = bisect(stamps, fault.ended_at_ms)
+        if fault.target == "broker" and after < len(stamps):
+            away_ms = fault.ended_at_ms - fault.began_at_ms
+            then_ms = stamps[after] - fault.ended_at_ms
+            found.append({"fault": fault.kind, "awayMs": away_ms, "thenMs": then_ms})
+    return found
+
+
 def as_text(report: dict[str, Any]) -> Iterator[str]:
     """The report for people."""
     yield f"{report['sessions']} sessions in {report['seconds']} s"
@@ -197,5 +212,8 @@ def as_text(report: dict[str, Any]) -> Iterator[str]:
     yield "longest times without journal progress:"
     for gap in report["gaps"]:
         yield f"  {gap['ms']} ms at second {gap['atSecond']}: {', '.join(gap['faults'])}"
+    yield "after each absence of the broker, until the journal went on:"
+    for back in report["brokerBack"]:
+        yield f"  {back['thenMs']} ms after {back['fault']} of {back['awayMs']} ms"
     verdict = "0 violations" if report["ok"] else f"{len(report['violations'])} VIOLATIONS"
     yield f"{verdict}"
