@@ -73,6 +73,7 @@ class FetchGuard:
         self._held = held
         self._epochs: dict[Place, Epochs] = {}
         self._ids: dict[str, str] = {}
+        self._cluster_id = ""
         self._suspect = False
 
     def watch(self, consumer: Any) -> None:
@@ -99,8 +100,11 @@ class FetchGuard:
 
         client.send = send
 
-    def begin(self, ids: Mapping[str, str], epochs: Mapping[Place, int]) -> None:
+    def begin(
+        self, ids: Mapping[str, str], epochs: Mapping[Place, int], cluster_id: str = ""
+    ) -> None:
         """These partitions begin anew, with their topics and the epochs below their positions."""
+        self._cluster_id = cluster_id
         self._ids |= ids
         self._epochs |= {place: Epochs(epoch) for place, epoch in epochs.items()}
 
@@ -123,6 +127,7 @@ class FetchGuard:
                 if code:
                     self._suspect = True
                 if code == _OUT_OF_RANGE:
+                    await self._examine_ids()
                     raise GroundChanged(_out_of_range(place, asked[place]))
                 if not code and data[-1]:
                     await self._examine_batches(place, asked[place], data[-1])
@@ -152,6 +157,8 @@ class FetchGuard:
     async def _examine_ids(self) -> None:
         """After an error: are they still the same topics? One that is missing says so itself."""
         seen = await self._surveyor.look(self._ids)
+        if self._cluster_id and seen.cluster_id != self._cluster_id:
+            raise GroundChanged(another_cluster(self._cluster_id, seen.cluster_id))
         for topic, topic_id in self._ids.items():
             now = seen.topic_id(topic)
             if now is not None and now != topic_id:
@@ -179,6 +186,15 @@ def _is_current(consumer: Any, place: Place, offset: int) -> bool:
         return False
     state = assignment.state_value(tp)
     return bool(state.has_valid_position and state.position == offset)
+
+
+def another_cluster(before: str, now: str) -> str:
+    """Words for a cluster that was replaced under a running process."""
+    return (
+        f"another Kafka cluster answers at this address: it was {before}, now it is {now}. Check "
+        "AGENTS_STREAM_BOOTSTRAP_SERVERS and what it resolves to. Nothing is carried over from one "
+        "cluster to the other"
+    )
 
 
 def made_anew(topic: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from agents_stream.kafka.fetch_guard import FetchGuard, GroundChanged, made_anew
+from agents_stream.kafka.fetch_guard import FetchGuard, GroundChanged, another_cluster, made_anew
 from agents_stream.kafka.marks import Found, Mark, Verdict, decode_mark, judge
 from agents_stream.kafka.survey import NO_EPOCH, Place, Survey, Surveyor
 from agents_stream.settings import Settings
@@ -150,7 +150,7 @@ class Ground:
             return
         ids = {tp.topic: survey.topic_id(tp.topic) or "" for tp in starts}
         epochs = {(tp.topic, tp.partition): verdict.epoch for tp, verdict in starts.items()}
-        self.guard.begin(ids, epochs)
+        self.guard.begin(ids, epochs, survey.cluster_id)
 
     def writes(self, place: Place, next_offset: int) -> None:
         """We alone write this partition from now on, and it ends there."""
@@ -252,11 +252,7 @@ def _deleted(topics: list[str]) -> str:
 def difference(before: Survey, now: Survey, partitions: int) -> str | None:
     """Say in words how the ground differs, if it does. A topic that is missing is no difference."""
     if before.cluster_id != now.cluster_id:
-        return (
-            f"another Kafka cluster answers at this address: it was {before.cluster_id}, now it is "
-            f"{now.cluster_id}. Check AGENTS_STREAM_BOOTSTRAP_SERVERS and what it resolves to. "
-            "Nothing is carried over from one cluster to the other"
-        )
+        return another_cluster(before.cluster_id, now.cluster_id)
     for topic, seen in now.topics.items():
         first = before.topics.get(topic)
         if first is not None and first.topic_id != seen.topic_id:

@@ -29,6 +29,7 @@ class Cluster:
     def __init__(self) -> None:
         self.ends: dict[Any, int] = {}
         self.topic_id = "one"
+        self.cluster_id = "c"
         self.answers: list[Any] = []
         self.words: list[str] = []
         self._client = SimpleNamespace(send=self._send)
@@ -37,7 +38,7 @@ class Cluster:
         self._subscription = SimpleNamespace(subscription=SimpleNamespace(assignment=assignment))
         self.guard = FetchGuard(self, self.words.append)  # type: ignore[arg-type]
         self.guard.watch(self)
-        self.guard.begin({"journal": "one"}, {PLACE: 1})
+        self.guard.begin({"journal": "one"}, {PLACE: 1}, "c")
 
     async def _send(self, _node: int, _request: Any) -> Any:
         answer = self.answers.pop(0)
@@ -51,7 +52,7 @@ class Cluster:
 
     async def look(self, _topics: Any) -> Survey:
         """The topic as it is now."""
-        return Survey("c", {"journal": TopicSeen(self.topic_id, {0: 1}, {0: 1})})
+        return Survey(self.cluster_id, {"journal": TopicSeen(self.topic_id, {0: 1}, {0: 1})})
 
     async def fetch(self, position: int, data: bytes, code: int = 0) -> bool:
         """Fetch at a position; whether it would be delivered."""
@@ -109,6 +110,16 @@ async def test_a_topic_made_anew_is_known_by_its_id() -> None:
         await cluster._client.send(1, FetchRequest(1, 1, 1, 1, []))
     assert not await cluster.fetch(5, batches((5, 1)))
     assert "made anew" in cluster.words[0]
+
+
+@pytest.mark.parametrize("code", [0, 1])
+async def test_another_cluster_is_called_so(code: int) -> None:
+    """Its topics are others too, and its offsets out of range: the cause is what is said."""
+    cluster = Cluster()
+    cluster.cluster_id, cluster.topic_id = "d", "two"
+    cluster.guard._suspect = True
+    assert not await cluster.fetch(3, batches((3, 1)), code)
+    assert "another Kafka cluster answers" in cluster.words[0]
 
 
 async def test_an_answer_that_nobody_will_use_is_not_looked_at() -> None:

@@ -229,7 +229,7 @@ async def _applied(seen: Cluster, sessions: list[str], name: str, worker: int = 
             for _ in range(100):
                 answer = await http.get(f"/api/sessions/{session}/timeline")
                 items = answer.json().get("items", []) if answer.status_code == 200 else []
-                if items and items[-1]["name"] == name:
+                if any(item["name"] == name for item in items):
                     break
                 await asyncio.sleep(0.05)
             else:
