@@ -20,6 +20,8 @@ def test_the_demo_touches_nothing_of_the_user() -> None:
     mine = Settings(
         bootstrap_servers="kafka.example:9094",
         security_protocol="SASL_SSL",
+        sasl_username="me",
+        sasl_password=SecretStr("mine"),
         whatsapp_url="https://wa.example",
         crm_url="https://crm.example",
         engine_webhook_url="https://engine.example",
