@@ -4,6 +4,8 @@ import io
 import socket
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from agents_stream.demo.stage import plan_demo, prepare_folder
 from agents_stream.settings import Settings
 from agents_stream.up.screen import Screen
