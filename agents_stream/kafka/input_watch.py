@@ -83,19 +83,18 @@ class InputWatch:
     def _unworked(self, now: float) -> list[Standstill]:
         """Stages that have something of a partition in hand, and since when they finished none.
 
-        A long batch (a backlog) is watched by itself; here it stops the clock of what waits.
+        A long batch (a backlog) is watched by itself; what waits for it counts from its end.
         """
-        newest: dict[tuple[str, int], tuple[float, Busy]] = {}
+        newest: dict[tuple[str, int], float] = {}
         for (topic, partition), moved_at in self._consumer().in_hand().items():
             stage = self._stages[topic]
-            before = newest.get((stage.name, partition), (stage.long_until, stage))[0]
-            newest[stage.name, partition] = max(moved_at, before), stage
+            if stage.busy_since is not None and now - stage.busy_since > LONG_S:
+                continue  # what waits for it is no news
+            before = newest.get((stage.name, partition), stage.long_until)
+            newest[stage.name, partition] = max(moved_at, before)
         return [
-            Standstill(
-                f"{name} has records of partition {partition} and finished none",
-                max(0.0, _counted(stage, now) - since),
-            )
-            for (name, partition), (since, stage) in newest.items()
+            Standstill(f"{name} has records of partition {partition} and finished none", now - at)
+            for (name, partition), at in newest.items()
         ]
 
     async def _look_for_ever(self) -> None:
@@ -123,8 +122,3 @@ class InputWatch:
             for place, position in reading.items()
             if position < ends[place]
         }
-
-
-def _counted(stage: Busy, now: float) -> float:
-    """Until when time counts against what waits for a stage."""
-    return now if stage.busy_since is None else min(now, stage.busy_since + LONG_S)

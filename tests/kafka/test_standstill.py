@@ -35,7 +35,7 @@ direct = conn.AIOKafkaConnection.__init__
 def through(self, host, port, **options):
     direct(self, host, {port}, **options)
 conn.AIOKafkaConnection.__init__ = through
-input_watch.LOOK_S = 0.5
+input_watch.LOOK_S = input_watch.LONG_S = 0.5
 input_watch.ASK_LIMIT_S = 2.0
 dogs = []
 made = fail_stop.Watchdog.__init__
