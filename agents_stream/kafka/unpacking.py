@@ -1,4 +1,4 @@
-"""What a fetch brought, unpacked within bounds (docs/decisions/0017-bounded-unpacking.md).
+"""What a fetch brought, unpacked within bounds (docs/decisions/0015-bounded-unpacking.md).
 
 A broker looks into a compressed batch only as far as it must, and its limit on size is one on the
 compressed bytes. So 33 KB on the wire may be a gigabyte; a record may have a million headers, or a
