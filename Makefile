@@ -16,7 +16,7 @@ SEED ?=
 RECORDS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test holes check format bench chaos hostile fuzz lock clean
+.PHONY: help install demo up test simulate mutants holes check format bench chaos hostile fuzz lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,12 @@ test: install ## Run all tests, on real Kafka and in a real Chromium where there
 
 holes: install ## Show what Faust as it comes loses at each of its holes, and what ours does
 	$(PYTEST) -q tests/holes
+
+simulate: install ## Look for a counterexample in SEEDS=1000 simulated worlds, from seed FROM=0 on
+	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),1000) --from $(or $(FROM),0)
+
+mutants: install ## Break the protocol on purpose, one fault at a time, and see each caught
+	$(BIN)/python -m tests.simulation.mutate
 
 check: install ## ruff, mypy strict, the tidy test, known vulnerabilities of what we depend on
 	$(BIN)/ruff check .

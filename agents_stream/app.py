@@ -125,7 +125,8 @@ class Worker:
         self.engine.watchdog.start()
         await self.producer.start()
         await self._prober.start()
-        await self._probe_clock()
+        while not self.engine.clock.known:  # the ack of a repeated batch tells no time
+            await self._probe_clock()
         await self.letter_watch.start()
         for part in (self.ingress, self.sessions, self.effects, self.timers):
             await part.start()

@@ -14,8 +14,9 @@ The topic of the deadlines has the last rank: an answer of the same millisecond 
 its end is *unfinished*. Everything that it will still show has a higher key than what it showed
 last. So whatever has no higher key than the lowest last key of the unfinished topics can go now;
 while an unfinished topic has shown nothing, nothing can. What was taken counts as shown. The topic
-that holds a round back is always the one whose records are all gone, so reading it is always
-possible: a limit on what is in hand never locks the round.
+that holds a round back is the one whose records are all gone, so reading it is always possible: a
+limit on what is in hand never locks the round. Where it has records in hand all the same, these are
+younger than the round's question: then the question is asked anew, lest a full hand wait for ever.
 
 **A timestamp that goes back** within one topic (the partition got a leader with another clock) is
 treated as the highest before it in this round: offset order within a topic is never broken. The
@@ -129,16 +130,21 @@ class PartitionMerge(Generic[R]):
         )
 
     def awaited(self, ends: Sequence[int]) -> int | None:
-        """Return the rank of the topic that holds the round back, or None.
-
-        After a `take` it has nothing in hand, so it may always be read: see the module's text.
-        """
+        """Return the rank of the topic that holds the round back, or None."""
         unfinished = [
             rank
             for rank, (topic, end) in enumerate(zip(self._topics, ends, strict=True))
             if topic.position < end
         ]
         return min(unfinished, key=self._last_shown, default=None)
+
+    def must_read(self, ends: Sequence[int]) -> bool:
+        """Say, after a `take`, whether the round goes on with what is read next.
+
+        Else it is over, or what holds it back is in hand and younger than its question.
+        """
+        awaited = self.awaited(ends)
+        return awaited is not None and not self._topics[awaited].records
 
     def take(self, ends: Sequence[int], before_ms: int | None = None) -> list[tuple[int, R]]:
         """Take out all whose place in the round is certain, in order, as (rank, record).

@@ -55,7 +55,7 @@ class Engine:
 
     settings: Settings
     clock: BrokerClock = field(default_factory=BrokerClock)
-    membership: Membership = field(default_factory=Membership)
+    membership: Membership = field(init=False)
     watchdog: Watchdog = field(default_factory=Watchdog)
     stages: list[Stage] = field(default_factory=list)
     revoke_hooks: list[Callable[[], None]] = field(default_factory=list)
@@ -67,6 +67,7 @@ class Engine:
     ground: Ground = field(init=False)
 
     def __post_init__(self) -> None:
+        self.membership = Membership(self.clock)
         self.sessions_appender = Appender(self.settings, self.clock, self.watchdog)
         self.watchdog.code_of = self._blame
         specs = names.load_topics().specs
@@ -83,10 +84,10 @@ class Engine:
 
     def fence_timestamp(self) -> int:
         """The stamp of a changelog record now: see `membership.py`."""
-        proven = self.membership.proven_at_ms
+        proven = self.membership.proven_stamp_ms
         if proven is None:
             fail_stop("a changelog record was to be written without a proven membership")
-        return self.clock.at(proven)
+        return proven
 
     def topic(self, name: str) -> str:
         """The full name of one of our topics."""

@@ -5,6 +5,10 @@ last good heartbeat of this generation was sent. The broker refuses stamps older
 `message.timestamp.before.max.ms`, which is shorter than the session timeout. Whoever takes over
 can do so only a session timeout after that heartbeat: so a worker that was paused or cut off,
 and still believes that it owns a partition, cannot write over its successor's records.
+
+The bound is taken down when the heartbeat is sent, never worked out later: on a machine that sleeps
+the monotonic clock stands still, and the first stamp seen after it would move every moment before
+it to the present.
 """
 
 import asyncio
@@ -15,7 +19,7 @@ import structlog
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.group import LeaveGroupRequest
 
-from agents_stream.kafka.clock import monotonic_ms
+from agents_stream.kafka.clock import BrokerClock, monotonic_ms
 
 log = structlog.get_logger()
 
@@ -23,11 +27,17 @@ _AGAIN_S: Final = 0.1
 
 
 class Membership:
-    """Knows the local time at which the last good heartbeat of this generation was sent."""
+    """Knows when the last good heartbeat of this generation was sent.
 
-    def __init__(self) -> None:
+    `proven_at_ms` is the local monotonic time, `proven_stamp_ms` a lower bound of the brokers', as
+    it was known then; None without a clock.
+    """
+
+    def __init__(self, clock: BrokerClock | None = None) -> None:
         self.proven_at_ms: float | None = None
         self._coordinator: Any = None
+        self.proven_stamp_ms: int | None = None
+        self._clock = clock
         self._heartbeat: Callable[[], Awaitable[bool]] | None = None
         self._rejoining: Callable[[], bool] = lambda: False
 
@@ -42,10 +52,13 @@ class Membership:
 
         async def heartbeat() -> bool:
             sent_at_ms, generation = monotonic_ms(), coordinator.generation
+            stamp_ms = self._clock.now_ms() if self._clock and self._clock.known else None
             good: bool = await original()
-            # Good while the group rebalances says only that we are still waited for.
-            if good and not rejoining() and coordinator.generation == generation:
-                self.proven_at_ms = sent_at_ms
+            # Good while the group rebalances says only that we are still waited for, and what was
+            # sent at a time that nobody can tell gives no stamp.
+            counts = good and not rejoining() and coordinator.generation == generation
+            if counts and (self._clock is None or stamp_ms is not None):
+                self.proven_at_ms, self.proven_stamp_ms = sent_at_ms, stamp_ms
             return good
 
         coordinator._do_heartbeat = heartbeat  # noqa: SLF001
@@ -75,7 +88,7 @@ class Membership:
 
     def forget(self) -> None:
         """The partitions are gone; the next generation must prove itself anew."""
-        self.proven_at_ms = None
+        self.proven_at_ms = self.proven_stamp_ms = None
 
     async def prove(self) -> None:
         """Wait for a good heartbeat of this generation, asking for one at once.

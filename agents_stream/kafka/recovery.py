@@ -115,6 +115,10 @@ class ChangelogRecovery(Service):
         generation, before = self._last
         kept = partitions & before if generation_id == generation + 1 else frozenset[int]()
         self._last = (generation_id, partitions)
+        # At a revoke Faust calls `wait_empty`, which forgets it, only where there were partitions.
+        # A proof from before the wait for a dead member is too old for the fence: who went on with
+        # it would end at its first record, and be the dead member of the next rebalance.
+        self.engine.membership.forget()
         self._next_turn()
         self._wanted.put_nowait(_Wanted(self._turn, partitions, kept))
 

@@ -140,7 +140,7 @@ class Ingress(BatchStage):
         for number in waiting:
             merge, asked = self._merges[number], self._ends[number]
             taken[number] = merge.take(asked.ends, asked.before_ms)
-            if merge.awaited(asked.ends) is None:
+            if not merge.must_read(asked.ends):
                 del self._ends[number]
         if not await self._append(taken):
             return set()  # nothing of it is acknowledged: the next owner appends it again

@@ -201,6 +201,20 @@ def test_a_stray_clock_displaces_a_topic_for_one_round_only() -> None:
     assert [rank for rank, _ in merge.take([3, 1])] == [0, 1, 0]
 
 
+def test_a_round_whose_question_is_too_old_is_asked_anew() -> None:
+    """G11: what holds the round back is in hand: to read on could be forbidden for ever."""
+    merge: PartitionMerge[Read] = PartitionMerge([0, 0])
+    merge.accept(0, [Read(10, 0), Read(20, 1)], 2)
+    merge.accept(1, [], 0)
+    assert [record.offset for _, record in merge.take([4, 0], before_ms=15)] == [0]
+    assert not merge.must_read([4, 0])
+    assert [record.offset for _, record in merge.take([5, 0], before_ms=25)] == [1]
+    assert merge.must_read([5, 0])
+    merge.accept(0, [Read(21, 2), Read(22, 3), Read(24, 4)], 5)
+    assert len(merge.take([5, 0], before_ms=25)) == 3
+    assert not merge.must_read([5, 0])
+
+
 def test_done_is_what_has_been_taken_and_never_what_is_in_hand() -> None:
     """G1: a source is acknowledged up to its first record in hand, else as far as it was read."""
     merge: PartitionMerge[Read] = PartitionMerge([0, 3])

@@ -143,6 +143,7 @@ class World:
         one = cls(kafka, Engine(Settings(partitions=4, **settings)), fake)
         one.engine.clock.observe(1_000_000)
         one.engine.membership.proven_at_ms = one.engine.clock._local_ms()
+        one.engine.membership.proven_stamp_ms = 1_000_000
         return one
 
 

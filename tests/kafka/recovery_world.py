@@ -123,6 +123,7 @@ class Recovering:
     rebuilt: list[int] = field(default_factory=list)
     during_seek: Any = None
     reading: Any = None
+    is_member: bool = True
 
     @property
     def changelog(self) -> str:
@@ -145,11 +146,14 @@ class Recovering:
         self.recovery.on_partitions_revoked(set())
         self.recovery.app.flow_control.active = False
         self.world.engine.membership.forget()
+        self.is_member = False
         self.world.consumer.epoch += 1
 
     def prove(self) -> None:
         """A heartbeat is answered."""
+        self.is_member = True
         self.world.engine.membership.proven_at_ms = 1.0
+        self.world.engine.membership.proven_stamp_ms = 1_000_000
 
     @property
     def topics(self) -> tuple[str, str]:
@@ -208,7 +212,13 @@ def made(world: World, monkeypatch: pytest.MonkeyPatch) -> Recovering:
         on_rebalance_end=lambda: None,
     )
     tables = Tables(table)
-    world.engine.membership._heartbeat = nothing  # type: ignore[assignment]
+
+    async def heartbeat() -> bool:
+        if recovering.is_member:
+            recovering.prove()
+        return recovering.is_member
+
+    world.engine.membership._heartbeat = heartbeat
     recovering = Recovering(world, ChangelogRecovery(app, tables), table)  # type: ignore[arg-type]
 
     async def rebuild(partition: int) -> None:

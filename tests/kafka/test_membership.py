@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from agents_stream.kafka import membership as membership_module
+from agents_stream.kafka.clock import BrokerClock
 from agents_stream.kafka.membership import Membership
 
 
@@ -45,9 +46,9 @@ def local(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def watched() -> tuple[Membership, Coordinator]:
+def watched(clock: BrokerClock | None = None) -> tuple[Membership, Coordinator]:
     """A membership over a coordinator."""
-    one, coordinator = Membership(), Coordinator()
+    one, coordinator = Membership(clock), Coordinator()
     one.watch(SimpleNamespace(_coordinator=coordinator))
     return one, coordinator
 
@@ -64,6 +65,24 @@ async def test_a_good_heartbeat_proves_the_moment_at_which_it_was_sent(
     coordinator.during = travel
     assert await coordinator._do_heartbeat()
     assert one.proven_at_ms == 1_000
+
+
+async def test_a_machine_that_slept_has_no_younger_proof(local: SimpleNamespace) -> None:
+    """G9: the monotonic clock stood still meanwhile; the first stamp seen afterwards shows that.
+
+    Worked out only then, the bound of the old heartbeat would be the present, and no fence at all.
+    """
+    clock = BrokerClock(lambda: local.ms)
+    one, coordinator = watched(clock)
+    await coordinator._do_heartbeat()
+    assert one.proven_at_ms is None, "sent at a time that nobody could tell"
+    clock.observe(500_000)
+    await coordinator._do_heartbeat()
+    assert one.proven_stamp_ms == 500_000
+    clock.observe(560_000)  # a minute of sleep, of which the local clock knows nothing
+    assert one.proven_stamp_ms == 500_000
+    one.forget()
+    assert one.proven_stamp_ms is None
 
 
 async def test_what_is_no_proof(local: SimpleNamespace) -> None:

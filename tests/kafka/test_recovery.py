@@ -65,6 +65,22 @@ def test_any_changelog_recovers_to_the_highest_record_of_each_key(
     asyncio.run(recover())
 
 
+async def test_each_generation_is_proven_anew(one: Recovering) -> None:
+    """G11: also by a worker that owned nothing before, of whom Faust revokes nothing.
+
+    Its last proof may be older than the fence allows: it would end at its first record.
+    """
+    one.prove()
+    one.is_member = False
+    await one.assign(1, 0)
+    await one.settle()
+    assert one.resumed == []
+    assert one.world.engine.membership.proven_stamp_ms is None
+    one.prove()
+    await asyncio.sleep(0.05)
+    assert one.resumed == [frozenset({0})]
+
+
 async def test_a_tombstone_takes_a_row_away(one: Recovering) -> None:
     """A session that has left the table is not there; one that came back is, however low (G9)."""
     one.wrote(0, (b"a", row(9)), (b"b", row(9)), (b"a", None), (b"b", None), (b"b", row(2)))

@@ -97,6 +97,16 @@ async def test_a_marker_that_arrives_later_leaves_no_event_waiting(one: Entering
     assert one.journal[-1] == (MESSAGES, 2)
 
 
+async def test_a_hand_full_of_what_came_after_the_question_locks_nothing(one: Entering) -> None:
+    """G11: the topic is at its limit and not read on, so the round must not wait for it."""
+    clock = one.world.engine.clock
+    late = clock.now_ms() + 20
+    one.ends |= {(MESSAGES, 0): 9}  # the answer took its time: more came while it was asked
+    await one.read(MESSAGES, message(0, at=late))
+    assert one.journal == [(MESSAGES, 0)], "asked again until the record is older than the question"
+    assert one.world.consumer.done_offsets[MESSAGES, 0] == 1
+
+
 async def test_a_topic_not_heard_of_yet_holds_the_round_back(one: Entering) -> None:
     """G5: after an assignment the positions come one by one."""
     one.ends |= {(MESSAGES, 0): 7, (DEADLINES, 0): 1}
