@@ -177,6 +177,7 @@ class Ground:
         """
         if self.survey is None:
             return
+        before = dict(self.written)
         seen = await self._surveyor.look(self._topics)
         if words := difference(self.survey, seen, self._settings.partitions):
             raise GroundChanged(words)
@@ -185,7 +186,7 @@ class Ground:
         if self._missing >= _MISSING_LOOKS:
             raise GroundChanged(_deleted(missing))
         if not missing:
-            await self._verify_written(seen)
+            await self._verify_written(seen, before)
             self.survey = seen
 
     async def explain(self) -> str | None:
@@ -200,22 +201,29 @@ class Ground:
             return _deleted(missing)
         return difference(self.survey, seen, self._settings.partitions)
 
-    async def _verify_written(self, seen: Survey) -> None:
-        """Where another leader took over what we write, has it all that was acknowledged."""
+    async def _verify_written(self, seen: Survey, before: Mapping[Place, tuple[int, int]]) -> None:
+        """Where another leader took over what we write, has it all that was acknowledged.
+
+        `before` is what had been acknowledged when we began to look. The end that counts is that of
+        the new leader's part: what we have written to him since stands behind the earlier one's
+        end, and the appender has seen that it came behind all that we had written.
+        """
         risen = {
-            place: epoch
-            for place, (epoch, _) in self.written.items()
+            place: seen.epoch(place)
+            for place, (epoch, _) in before.items()
             if epoch not in {NO_EPOCH, seen.epoch(place)}
         }
         ends = await self._surveyor.epoch_ends(risen) if risen else {}
         for place, end in ends.items():
-            if place in self.written and end < self.written[place][1]:
+            epoch, acknowledged = before[place]
+            if place not in self.written or self.written[place][0] != epoch:
+                continue
+            if end < acknowledged:
                 raise GroundChanged(
-                    f"{place[0]}/{place[1]} lost its tail: {self.written[place][1] - end} records "
+                    f"{place[0]}/{place[1]} lost its tail: {acknowledged - end} records "
                     "that Kafka had acknowledged are gone. A restart makes them again"
                 )
-            if place in self.written:
-                self.written[place] = (seen.epoch(place), self.written[place][1])
+            self.written[place] = (risen[place], self.written[place][1])
 
     async def watch(self) -> None:
         """Look every few seconds, for ever; tell the owner once if something has changed.

@@ -28,9 +28,18 @@ KILLS: Final = dict.fromkeys(("worker_kill", "worker_crash", "gateway_kill", "ga
 CLEAR: Final = (
     "worker ends itself:",
     "no Kafka answers",
+    "does not answer any more",
     "stopped answering",
 )
-NEVER: Final = ("this is a fault of agents-stream", "AssertionError", "Traceback")
+# A broker that is killed loses nothing that it acknowledged: whoever says so is wrong.
+NEVER: Final = (
+    "this is a fault of agents-stream",
+    "AssertionError",
+    "Traceback",
+    "lost its tail",
+    "made anew",
+    "lost its offsets",
+)
 
 
 def why_unexplained(one: Exit, faults: Iterable[FaultDone]) -> str | None:

@@ -218,6 +218,7 @@ def test_a_session_that_the_table_does_not_have(history: History) -> None:
         Exit("worker-0", 1, 5_000, None, "worker ends itself: AssertionError: no"),
         Exit("worker-0", 1, 5_000, None, "this is a fault of agents-stream: KeyError"),
         Exit("worker-0", 1, 5_000, None, "a line of something else"),
+        Exit("worker-0", 1, 5_000, None, "worker ends itself: a changelog lost its tail"),
         Exit("worker-0", 1, 95_000, None, "worker ends itself: something"),
         Exit("worker-1", 1, 180_000, None, f"worker ends itself: {FENCED}"),
     ],
@@ -236,6 +237,7 @@ def test_an_exit_that_no_fault_explains(history: History, one: Exit) -> None:
     [
         Exit("worker-0", 1, 5_000, None, "worker ends itself: too old"),
         Exit("worker-0", 3, 199_000, None, "agents-stream: no Kafka answers at localhost"),
+        Exit("worker-0", 3, 199_000, None, "agents-stream: Kafka at x does not answer any more"),
         Exit("worker-0", 0, 1_500, "worker_term", ""),
         Exit("worker-0", 1, 199_000, "worker_term", ""),
         Exit("gateway-0", -9, 1_500, "gateway_kill", ""),

@@ -116,6 +116,30 @@ async def test_what_we_wrote_must_be_there_under_a_new_leader(world: SimpleNames
         await world.ground.refresh()
 
 
+async def test_what_we_write_to_a_new_leader_is_not_missed_in_the_earlier_ones_part(
+    world: SimpleNamespace,
+) -> None:
+    """G11: a worker that outlives a broker's restart and writes on ends of no loss.
+
+    Seen in chaos: "lost its tail: 25 records that Kafka had acknowledged are gone", when 25 had
+    been written between the broker's return and the next look.
+    """
+    place = (CHANGELOG, 0)
+    world.ground.writes(place, 5)
+    world.ground.wrote(CHANGELOG, 0, 8)
+    world.surveyor.change(CHANGELOG, "changelog-1", {0: 2})
+    world.ground.wrote(CHANGELOG, 0, 33)
+    ends = {1: 8, 2: 33}  # the earlier leader's part, and the log under the new one
+
+    async def epoch_ends(epochs: Mapping[Place, int]) -> dict[Place, int]:
+        world.ground.wrote(CHANGELOG, 0, 40)  # on and on, while the answer is under way
+        return {asked: ends[epoch] for asked, epoch in epochs.items()}
+
+    world.surveyor.epoch_ends = epoch_ends
+    await world.ground.refresh()
+    assert world.ground.written[place] == (2, 40)
+
+
 async def test_the_marks_of_others_tell_of_a_topic_whose_offsets_are_gone(
     world: SimpleNamespace,
 ) -> None:
