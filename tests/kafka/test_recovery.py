@@ -74,11 +74,11 @@ async def test_each_generation_is_proven_anew(one: Recovering) -> None:
     one.is_member = False
     await one.assign(1, 0)
     await one.settle()
-    assert one.resumed == []
+    assert one.flowing == []
     assert one.world.engine.membership.proven_stamp_ms is None
     one.prove()
     await asyncio.sleep(0.05)
-    assert one.resumed == [frozenset({0})]
+    assert one.flowing == [[0]]
 
 
 async def test_a_tombstone_takes_a_row_away(one: Recovering) -> None:

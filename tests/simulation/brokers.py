@@ -214,7 +214,7 @@ class Cluster:
         self.skews_ms = list(skews_ms)
         self.forgets_offsets = forgets_offsets
         self.seen: Counter[str] = Counter()
-        self.listeners: dict[tuple[str, int], set[Callable[[], None]]] = {}
+        self.listeners: dict[tuple[str, int], dict[object, Callable[[], None]]] = {}
         self.on_append: list[Callable[[Partition], None]] = []
         brokers = len(self.skews_ms)
         self.logs: dict[tuple[str, int], Partition] = {
@@ -231,7 +231,8 @@ class Cluster:
         """Wake whoever waits for a partition."""
         for hook in self.on_append:
             hook(partition)
-        for wake in list(self.listeners.get((partition.topic, partition.number), ())):
+        place = (partition.topic, partition.number)
+        for wake in list(self.listeners.get(place, {}).values()):
             wake()
 
     def topic(self, name: str) -> list[Partition]:

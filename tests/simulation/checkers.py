@@ -240,7 +240,7 @@ def in_order(history: History) -> Iterator[str]:
     for session, entries in history.applied.items():
         latest: dict[int, float] = {}
         for one in entries:
-            if not one.first or not one.entry.source.keyed:
+            if not one.counts or not one.entry.source.keyed:
                 continue
             number, at_ms = one.source.partition, one.source.at_ms
             if at_ms < latest.get(number, 0.0) - history.tolerance_ms:
@@ -258,7 +258,7 @@ def in_exact_order(history: History) -> Iterator[str]:
         latest: dict[int, tuple[int, int, int]] = {}
         for one in entries:
             source = one.entry.source
-            if one.first and source.keyed:
+            if one.counts and source.keyed:
                 key = (source.timestamp, ranks[source.topic], source.offset)
                 if key < latest.get(source.partition, key):
                     yield f"G5: {session}: {one.entry.name} at {key} after {latest}"

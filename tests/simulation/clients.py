@@ -1,18 +1,15 @@
 """aiokafka's producer and consumer, played over the simulated brokers."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
-from aiokafka.errors import IllegalStateError, KafkaError
-from aiokafka.structs import OffsetAndMetadata, RecordMetadata, TopicPartition
+from aiokafka.errors import IllegalStateError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from agents_stream.kafka.survey import Survey, TopicSeen
-from agents_stream.kafka.topics import partition_for
-from tests.simulation.brokers import Acked, Draft, Stored
+from tests.simulation.brokers import Stored
 from tests.simulation.coordinator import Coordinator
 from tests.simulation.loop import current
 
@@ -21,135 +18,6 @@ if TYPE_CHECKING:
 
 SURVEY_LIMIT_S: Final = 20.0
 IDLE_S: Final = 1.0  # a poll that brings nothing: longer than aiokafka's, which costs steps only
-
-Queued = tuple[list[Draft], "asyncio.Future[RecordMetadata]"]
-
-
-class Batch:
-    """What `create_batch` gives: records up to a limit of bytes and of records."""
-
-    def __init__(self, max_bytes: int, max_records: int) -> None:
-        self.drafts: list[Draft] = []
-        self._left = max_bytes
-        self._max_records = max_records
-
-    def append(
-        self,
-        *,
-        key: bytes | None,
-        value: bytes | None,
-        timestamp: int | None,
-        headers: Sequence[tuple[str, bytes]],
-    ) -> object | None:
-        """Take a record, or None where the batch is full; the first always fits."""
-        size = len(key or b"") + len(value or b"") + 70
-        full = size > self._left or len(self.drafts) >= self._max_records
-        if self.drafts and full:
-            return None
-        self._left -= size
-        self.drafts.append(Draft(key, value, tuple(headers), timestamp))
-        return self
-
-    def record_count(self) -> int:
-        """How many there are."""
-        return len(self.drafts)
-
-
-class SimProducer:
-    """An idempotent producer: per partition one batch after the other, each until it is acked."""
-
-    def __init__(self, world: "World", **options: Any) -> None:
-        process = current()
-        assert process is not None
-        self.world, self.process = world, process
-        self._max_bytes = int(options.get("max_batch_size", 16_384))
-        self._pid = world.new_producer_id() if options.get("enable_idempotence") else None
-        self._sequences: dict[tuple[str, int], int] = {}
-        self._queues: dict[tuple[str, int], deque[Queued]] = {}
-
-    async def start(self) -> None:
-        """Connect."""
-        await self.world.network.ask(self.process, "connect", lambda: None)
-
-    async def stop(self) -> None:
-        """Flush."""
-        while self.process.alive and any(self._queues.values()):  # noqa: ASYNC110 - simulated time
-            await asyncio.sleep(0.05)
-
-    def create_batch(self) -> Batch:
-        """Begin a batch."""
-        return Batch(self._max_bytes, self.world.plan.shape.batch_records)
-
-    async def send_batch(
-        self, batch: Batch, topic: str, *, partition: int
-    ) -> "asyncio.Future[RecordMetadata]":
-        """Queue a batch; the future is its ack."""
-        return self._enqueue(topic, partition, batch.drafts)
-
-    async def send(
-        self,
-        topic: str,
-        value: bytes | None = None,
-        key: bytes | None = None,
-        partition: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
-    ) -> "asyncio.Future[RecordMetadata]":
-        """Queue a record; the future is its ack."""
-        if partition is None:
-            partition = partition_for(key or b"", self.world.plan.shape.partitions)
-        return self._enqueue(topic, partition, [Draft(key, value, headers)])
-
-    async def send_and_wait(self, topic: str, **record: Any) -> RecordMetadata:
-        """Send a record and wait for its ack."""
-        return await (await self.send(topic, **record))
-
-    def _enqueue(
-        self, topic: str, partition: int, drafts: list[Draft]
-    ) -> "asyncio.Future[RecordMetadata]":
-        self.process.check()
-        acked: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
-        place = (topic, partition)
-        queue = self._queues.setdefault(place, deque())
-        queue.append((drafts, acked))
-        if len(queue) == 1:
-            asyncio.get_running_loop().create_task(self._drain(place, queue))
-        return acked
-
-    async def _drain(self, place: tuple[str, int], queue: deque[Queued]) -> None:
-        log = self.world.cluster.logs[place]
-        while queue:
-            drafts, waiting = queue[0]
-            sequence = self._sequences.get(place, 0)
-            producer = None if self._pid is None else (self._pid, sequence)
-            landed: list[Acked] = []
-
-            def act(
-                drafts: list[Draft] = drafts,
-                producer: tuple[int, int] | None = producer,
-                landed: list[Acked] = landed,
-            ) -> Acked:
-                landed.append(log.append(drafts, self.process.name, producer))
-                return landed[-1]
-
-            try:
-                acked = await self.world.network.ask(self.process, f"produce {place[0]}", act)
-            except KafkaError as error:
-                if not waiting.done():
-                    waiting.set_exception(error)
-                    waiting.exception()  # whoever waits sees it; nobody has to
-            else:
-                if not waiting.done():
-                    waiting.set_result(_metadata(place, acked, log.appended_by_time))
-            if landed:
-                self._sequences[place] = sequence + len(drafts)
-            queue.popleft()
-
-
-def _metadata(place: tuple[str, int], acked: Acked, by_time: bool) -> RecordMetadata:  # noqa: FBT001
-    told = by_time and acked.timestamp >= 0
-    stamp = acked.timestamp if told else None
-    tp = TopicPartition(*place)
-    return RecordMetadata(*place, tp, acked.offset, stamp, int(told), 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -248,9 +116,9 @@ class SimConsumer:
     def _listen(self, tps: set[TopicPartition]) -> None:
         listeners = self.world.cluster.listeners
         for tp in self._given.states:
-            listeners.get((tp.topic, tp.partition), set()).discard(self._news.set)
+            listeners.get((tp.topic, tp.partition), {}).pop(self, None)
         for tp in tps:
-            listeners.setdefault((tp.topic, tp.partition), set()).add(self._news.set)
+            listeners.setdefault((tp.topic, tp.partition), {})[self] = self._news.set
         self._news.set()
 
     # -- positions --------------------------------------------------------------------------
@@ -398,45 +266,7 @@ class SimConsumer:
 
     def _note_epochs(self, tp: TopicPartition, records: Sequence[Stored]) -> None:
         """What the guard reads from the heads of batches (`fetch_guard.py`)."""
-        known = None if self.guard is None else self.guard._epochs.get((tp.topic, tp.partition))
-        for record in records if known is not None else ():
-            known.note(record.offset, record.epoch)
-
-
-class SimSurveyor:
-    """What the brokers say about topics and leaders, in the place of `Surveyor`."""
-
-    def __init__(self, world: "World", _: Any) -> None:
-        process = current()
-        assert process is not None
-        self.world, self.process = world, process
-
-    async def start(self) -> None:
-        """Connect."""
-        await self.world.network.ask(self.process, "connect", lambda: None)
-
-    async def stop(self) -> None:
-        """Nothing is open."""
-
-    async def look(self, topics: Iterable[str]) -> Survey:
-        """Every topic's id and leaders."""
-
-        def act() -> Survey:
-            return Survey("cluster", {topic: self._seen(topic) for topic in names})
-
-        names = list(topics)
-        return await self.world.network.ask(self.process, "survey", act, SURVEY_LIMIT_S)
-
-    def _seen(self, topic: str) -> TopicSeen:
-        logs = self.world.cluster.topic(topic)
-        epochs = {log.number: log.epoch for log in logs}
-        return TopicSeen(f"id of {topic}", epochs, {log.number: log.leader for log in logs})
-
-    async def epoch_ends(self, epochs: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
-        """Where leaders' epochs ended."""
-
-        def act() -> dict[tuple[str, int], int]:
-            logs = self.world.cluster.logs
-            return {place: logs[place].epoch_end(epoch) for place, epoch in epochs.items()}
-
-        return await self.world.network.ask(self.process, "survey", act, SURVEY_LIMIT_S)
+        if self.guard is None or (tp.topic, tp.partition) not in self.guard._epochs:
+            return
+        for record in records:
+            self.guard._epochs[tp.topic, tp.partition].note(record.offset, record.epoch)

@@ -36,6 +36,11 @@ class Applied:
         return not {"duplicate", "stale_event"} & set(self.decision.reasons)
 
     @property
+    def counts(self) -> bool:
+        """Whether its place matters: what is too large changes nothing, wherever it stands."""
+        return self.first and "state_too_large" not in self.decision.reasons
+
+    @property
     def actions(self) -> list[dict[str, Any]]:
         """What was decided, as it stands on `session.actions`."""
         return [encode_action(action) for action in self.decision.actions]

@@ -49,7 +49,7 @@ class Process:
     alive: bool = True
     paused: bool = False
     cut_until: float = 0.0
-    tasks: set["asyncio.Task[Any]"] = field(default_factory=set)
+    tasks: dict["asyncio.Task[Any]", None] = field(default_factory=dict)  # a set has no order
     frozen: deque[asyncio.Handle] = field(default_factory=deque)
     reason: str = ""
     on_end: Callable[["Process"], None] = lambda _: None
@@ -138,8 +138,8 @@ class SimLoop(asyncio.BaseEventLoop):
         task = asyncio.Task(work, loop=loop, **kwargs)
         process = _process_of(kwargs.get("context"))
         if process is not None:
-            process.tasks.add(task)
-            task.add_done_callback(process.tasks.discard)
+            process.tasks[task] = None
+            task.add_done_callback(lambda done: process.tasks.pop(done, None))
             if not process.alive:
                 task.cancel()
         return task

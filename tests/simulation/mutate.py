@@ -68,7 +68,7 @@ def tried(mutant: Mutant, max_seeds: int) -> Verdict:
         done = subprocess.run(
             [sys.executable, *words],
             cwd=copy,
-            env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, "PYTHONPATH": str(copy), "PYTHONHASHSEED": "0"},
             capture_output=True,
             text=True,
             check=False,

@@ -32,10 +32,12 @@ from agents_stream.kafka.topics import SESSIONS_CHANGELOG
 from agents_stream.stages import ingress, sessions
 from agents_stream.stages.gateway import performer
 from agents_stream.stages.gateway import worker as gateway
-from tests.simulation.clients import SimConsumer, SimProducer, SimSurveyor
+from tests.simulation.clients import SimConsumer
 from tests.simulation.customers import POISON
 from tests.simulation.hosting import FaustPart, watch_for_ever
 from tests.simulation.loop import Ended, SimTime, current
+from tests.simulation.producing import SimProducer
+from tests.simulation.surveying import SimSurveyor
 from tests.simulation.tools import ATTEMPT, SimCaller
 
 if TYPE_CHECKING:

@@ -1,27 +1,36 @@
 """500 worlds: production code, every accident, one checker per guarantee (docs/simulation.md)."""
 
-from collections import Counter
+import os
+import subprocess
+import sys
 
 import pytest
 
+from tests.simulation.__main__ import ENOUGH_SEEDS
+from tests.simulation.mutate import ROOT
 from tests.simulation.plan import draw
-from tests.simulation.runs import REQUIRED, Run, run, run_seed, shrink, told
+from tests.simulation.runs import Run, run, shrink, told
 
-CHUNKS = 10
-WORLDS_A_CHUNK = 50
-SHARED_BY_ALL = 3  # what a chunk of 50 worlds must have seen of everything that is common
+CHUNKS = 2
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_no_world_breaks_a_guarantee(chunk: int) -> None:
-    """G1 to G11, each by its checker; and the world has not become tame."""
-    seen: Counter[str] = Counter()
-    for seed in range(chunk * WORLDS_A_CHUNK, (chunk + 1) * WORLDS_A_CHUNK):
-        one = run_seed(seed)
-        if one.faults:
-            pytest.fail(told(one, shrink(one)), pytrace=False)
-        seen += one.seen
-    assert sum(seen[what] > 0 for what in REQUIRED) > 0.7 * len(REQUIRED), seen
+    """G1 to G11, each by its checker; and the world has not become tame.
+
+    As a program of its own, since only there hashes, and so the order of sets, can be fixed.
+    """
+    words = ("--seeds", str(ENOUGH_SEEDS), "--from", str(chunk * ENOUGH_SEEDS), "--jobs", "1")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.simulation", *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.fail(f"{done.stdout}\n{done.stderr}", pytrace=False)
 
 
 def test_a_seed_is_one_history() -> None:
