@@ -39,5 +39,5 @@ async def test_ours_ends_with_a_word(kafka_settings: Settings, found: Found) -> 
             await world.cluster.producer.send_and_wait(world.changelog, value, key=b"k")
         worker = world.worker()
         assert await world.ended(worker) == 1
-        assert "recovery failed: JSONDecodeError" in log_of(worker)
+        assert "of the changelog cannot be read" in log_of(worker)
     found("ended with 1 and said why")

@@ -25,6 +25,7 @@ from agents_stream.kafka.connection import client_options, require_broker
 from agents_stream.kafka.jars import default_cache_dir, ensure_jars
 from agents_stream.kafka.java import find_java
 from agents_stream.kafka.progress import SilentReporter
+from agents_stream.kafka.topic_admin import MISSING, check
 from agents_stream.settings import Settings
 from tests.conftest import free_port
 
@@ -120,6 +121,10 @@ async def allow_what_is_listed(broker: SecureBroker, prefix: str) -> None:
                 assert all(code == 0 for code, _ in answer.creation_responses), answer
     finally:
         await admin.close()
+    limited = broker.settings("SASL_SSL", "limited", topic_prefix=prefix)
+    async with asyncio.timeout(START_S):
+        while any(one.setting == MISSING for one in await check(limited)):  # noqa: ASYNC110 - Kafka rings no bell
+            await asyncio.sleep(0.1)  # a broker learns of new rights a little later
 
 
 def _write_key(authority: trustme.CA, path: Path) -> None:

@@ -110,7 +110,7 @@ async def test_the_acks_of_the_brokers_own_time_move_the_clock(kafka_settings: S
 async def test_the_next_batch_waits_for_the_ack_of_the_last() -> None:
     """DESIGN §2: one unacknowledged batch a partition; a broker may accept a gap otherwise."""
     appender = Appender.__new__(Appender)
-    appender._clock, appender._nexts = BrokerClock(), {}
+    appender._clock, appender._nexts, appender._watchdog = BrokerClock(), {}, None
     producer = SlowProducer()
     appender._producer = producer
     pending = Pending()
@@ -124,7 +124,7 @@ async def test_the_next_batch_waits_for_the_ack_of_the_last() -> None:
 async def test_an_ack_that_goes_back_is_an_error() -> None:
     """G1: what was acknowledged before is gone, and whoever wrote it must not go on."""
     appender = Appender.__new__(Appender)
-    appender._clock, appender._nexts = BrokerClock(), {}
+    appender._clock, appender._nexts, appender._watchdog = BrokerClock(), {}, None
     producer = SlowProducer()
     appender._producer = producer
     pending = Pending()

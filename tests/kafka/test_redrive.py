@@ -23,6 +23,12 @@ async def journal(seen: Cluster, session: str, name: str) -> list[dict[str, Any]
     return [line for line in lines if line["sessionId"] == session and line["name"] == name]
 
 
+@pytest.fixture
+def kafka_settings(kafka_settings: Settings) -> Settings:
+    """Customers have time: commands are slow where a machine has other work."""
+    return kafka_settings.model_copy(update={"data_reply_timeout": 60_000})
+
+
 async def until_journalled(seen: Cluster, session: str, name: str, count: int) -> None:
     """Wait until the worker has accepted so many events."""
     for _ in range(100):
