@@ -18,6 +18,7 @@ from tests.chaos.report import as_text
 from tests.chaos.run import Run, Wish
 
 MAX_SHOWN: Final = 50
+MAX_MINUTES: Final = 7 * 24 * 60
 
 
 def main() -> int:
@@ -82,9 +83,17 @@ def say(words: str) -> None:
     sys.stdout.flush()
 
 
+def _minutes(text: str) -> float:
+    """A time to run, above zero."""
+    minutes = float(text)
+    if not 0 < minutes < MAX_MINUTES:
+        raise argparse.ArgumentTypeError(f"{text} is no time to run: more than 0 minutes")
+    return minutes
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=_minutes, default=10.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--store", choices=("mixed", "memory", "rocksdb"), default="mixed")
     parser.add_argument("--rate", type=float, default=4.0, help="new conversations per second")

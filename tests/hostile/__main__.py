@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import random
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -21,9 +22,11 @@ console = Console()
 def main() -> int:
     """Run a siege; the exit code says whether every record was found."""
     parser = argparse.ArgumentParser(prog="hostile", description=__doc__)
-    parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--records", type=_some, default=1_000_000)
     parser.add_argument("--seed", type=int, default=random.randrange(10**9))
     options = parser.parse_args()
+    # A SIGTERM ends it as Ctrl-C does: the broker and the worker must not be left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console.print(f"{options.records} records, seed {options.seed}")
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(
@@ -41,6 +44,13 @@ def main() -> int:
             embedded.stop(settings)
     _show(report)
     return 1 if report.faults else 0
+
+
+def _some(text: str) -> int:
+    """A number of records, at least one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of records, 1 or more")
+    return int(text)
 
 
 def _say(words: str) -> None:

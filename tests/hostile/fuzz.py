@@ -31,6 +31,13 @@ def main() -> int:
         return 1
     from tests.hostile.targets import TARGETS  # noqa: PLC0415 - after the reason, if there is one
 
+    unknown = sorted(set(options.targets) - set(TARGETS))
+    if unknown or not options.minutes > 0:
+        parser.error(
+            f"no target is called {', '.join(unknown)}; there are {', '.join(TARGETS)}"
+            if unknown
+            else "--minutes is more than 0"
+        )
     names = options.targets or list(TARGETS)
     seconds = max(1, round(options.minutes * 60 / len(names)))
     broken = [
