@@ -100,7 +100,10 @@ class Settings(BaseSettings):
     def _has_ports(cls, value: str) -> str:
         for server in value.split(","):
             host, _, port = server.strip().rpartition(":")
-            if not host or not port.isdigit() or not 0 < int(port) < 65536:  # noqa: PLR2004
+            literal = host.startswith("[") and host.endswith("]")  # an IPv6 address
+            if not host or (":" in host and not literal):
+                raise ValueError(f"{server!r} is no broker address: write HOST:PORT")
+            if not port.isdecimal() or not 0 < int(port) < 65536:  # noqa: PLR2004
                 raise ValueError(f"{server!r} is no broker address: write HOST:PORT")
         return ",".join(server.strip() for server in value.split(","))
 

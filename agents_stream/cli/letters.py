@@ -186,8 +186,9 @@ async def _redrive(
     inputs = [spec.name for spec in load_topics().inputs]
     settings = await as_in_cluster(settings, DEAD_LETTERS, *inputs)
     letters = await find_letters(settings, choice.wants, choice.since_ms)
-    missing = sorted(choice.places - {letter.id for letter in letters})
-    if missing:
+    unknown = choice.places - {letter.id for letter in letters}
+    if unknown:
+        missing = sorted(place.removeprefix("dl:") for place in unknown)
         raise TerminalError(
             f"no dead letter has the source {', '.join(missing[:MAX_SHOWN])}; `agents-stream"
             " dead-letters list` shows those that there are. Nothing was sent"

@@ -147,7 +147,8 @@ def _refuse_what_lasts(settings: Settings, error: Exception) -> None:
 
 
 def _advice(settings: Settings, timeout_s: float, last: BaseException | None) -> str:
-    detail = f" ({last})" if last else ""
+    # Some errors have no words of their own: a TLS handshake that nobody answers has none.
+    detail = f" ({str(last) or type(last).__name__})" if last else ""
     return (
         f"no Kafka answers at {settings.bootstrap_servers} over {settings.security_protocol}"
         f" within {timeout_s:g} s{detail}. Start one with `agents-stream kafka start`, set"

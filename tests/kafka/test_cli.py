@@ -53,6 +53,8 @@ def nowhere(folder: Path) -> Settings:
         (("worker", "--store", "disk"), ["--store", "rocksdb"]),
         (("topics", "check", "--partitions", "0"), ["--partitions"]),
         (("--bootstrap-servers", "kafka", "topics", "apply"), ["--bootstrap-servers"]),
+        (("worker", "--bootstrap-servers", "kafka:1:2"), ["--bootstrap-servers", "HOST:PORT"]),
+        (("worker", "--bootstrap-servers", "::1:9092"), ["--bootstrap-servers", "HOST:PORT"]),
         (("worker", "--auth-token", "secret"), ["--auth-token"]),
         (("dead-letters", "redrive"), ["--all"]),
         (("dead-letters", "redrive", "x/0/0", "--all"), ["--all"]),
