@@ -69,7 +69,8 @@ async def plan(settings: Settings, on_progress: OnProgress, session: str | None 
 
     Raises:
         RetryableError: Kafka cannot be read just now.
-        TerminalError: where the workers go on is not known, or a newer version has written here.
+        TerminalError: where the workers go on is not known, or a newer version has written here, or
+            there is no such session.
 
     """
     made = Plan(committed=await committed_offsets(settings))
@@ -77,6 +78,7 @@ async def plan(settings: Settings, on_progress: OnProgress, session: str | None 
     journal = load_topics().name(JOURNAL, settings.topic_prefix)
     numbers = range(settings.partitions)
     named = frozenset(() if session is None else (session,))
+    found = session is None
     async with ranges.reader(settings) as client:
         rows = await ranges.bounds(client, [(changelog, number) for number in numbers])
         entries = await ranges.bounds(client, [(journal, number) for number in numbers])
@@ -98,7 +100,12 @@ async def plan(settings: Settings, on_progress: OnProgress, session: str | None 
                     made.entries += 1
                     if made.entries % PROGRESS_EVERY == 0:
                         on_progress(made.entries, total)
+            found = found or (session or "").encode() in part.lives
             _judge(made, part, session)
+    if not found:
+        raise TerminalError(
+            f"neither the journal nor the table knows a session {session!r}. Nothing was written"
+        )
     return made
 
 

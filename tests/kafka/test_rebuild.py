@@ -153,6 +153,8 @@ async def test_what_is_damaged_comes_back(kafka_settings: Settings) -> None:
             assert (answer.code, answer.json["written"]) == (code, written), answer
             found = {item["sessionId"]: item["why"] for item in answer.json["repairs"]}
             assert found == expected
+        unknown = await rebuild(settings, "--yes", "--session", "nosuch")
+        assert_told(unknown, 1, "nosuch", "Nothing was written")
         again = await rebuild(settings, "--yes")
         assert (again.code, again.json["repairs"], again.json["written"]) == (0, [], False)
         green = await audit(settings)
