@@ -33,7 +33,7 @@ from agents_stream.kafka.members import refuse_other_members
 from agents_stream.kafka.resumption import Resumption
 from agents_stream.kafka.stage import BatchStage
 from agents_stream.kafka.table import TABLE_NAME, SessionTable
-from agents_stream.kafka.topics import ACTIONS, CLOCK, JOURNAL, SESSIONS_CHANGELOG
+from agents_stream.kafka.topics import ACTIONS, CLOCK, JOURNAL, SESSIONS_CHANGELOG, load_topics
 from agents_stream.kafka.upkeep import Upkeep
 from agents_stream.settings import Settings
 from agents_stream.stages.effects import Effects
@@ -72,6 +72,8 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self.engine.assign_hooks.append(self._rebuild_wheel)
         metrics.SESSIONS.set_function(self.table.row_count)
+        inputs = (spec.name for spec in load_topics().inputs)
+        metrics.count_losses_of((*inputs, JOURNAL, ACTIONS))
         self.inputs = InputWatch(
             self.engine, lambda: consumer_of(self.faust), self._declare_agents()
         )

@@ -1,5 +1,6 @@
 """The worker's metrics, in Prometheus' default registry. Labels are closed lists, never ids."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -71,3 +72,9 @@ GROUND_CHANGES: Final = Counter(
 RECORDS_LOST: Final = Counter(
     "agents_stream_records_lost", "Records that Kafka deleted before they were read", ["topic"]
 )
+
+
+def count_losses_of(topics: Iterable[str]) -> None:
+    """Show what was lost of these topics from the start on, as zero: a loss is then an increase."""
+    for topic in topics:
+        RECORDS_LOST.labels(topic=topic)

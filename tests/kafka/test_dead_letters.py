@@ -125,7 +125,10 @@ def _raw(settings: Settings, place: str) -> bytes:
 
 
 async def test_the_metrics_of_letters(kafka_settings: Settings) -> None:
-    """Letters are counted by reason from zero, and altogether, a gateway's too (G11)."""
+    """Letters are counted by reason from zero, and altogether, a gateway's too (G11).
+
+    So are records that Kafka deletes before they are read: a loss must be an increase.
+    """
     async with cluster(kafka_settings) as seen:
         worker = await seen.worker().ready()
 
@@ -138,6 +141,8 @@ async def test_the_metrics_of_letters(kafka_settings: Settings) -> None:
         by_reason = 'agents_stream_dead_letters_total{reason="invalid_schema"}'
         assert await metric(by_reason) == 0
         assert await metric("agents_stream_dead_letters_written") == 0
+        for topic in ("agent.customer.message", "session.deadlines", "session.journal"):
+            assert await metric(f'agents_stream_records_lost_total{{topic="{topic}"}}') == 0
         await bury(seen, b"{}", topic="agent.outcomes", reason="webhook_failed")
         await seen.send("agent/customer.message", "s-1", content="no id")
         await seen.until(lambda: len(seen.records.get(seen.topic("agent.dead_letters"), [])) == 2)
