@@ -74,6 +74,11 @@ class TimerWheel:
     def __contains__(self, timer_id: object) -> bool:
         return timer_id in self._due_at_ms
 
+    @property
+    def now_ms(self) -> int:
+        """The time of the latest advance."""
+        return self._now_ms
+
     def schedule(self, timer_id: int, due_at_ms: int) -> None:
         """Have `timer_id` come out of the first `advance` to `due_at_ms` or later.
 

@@ -32,6 +32,8 @@ log = structlog.get_logger()
 _IDLE_S: Final = 3_600.0
 _REBUILD_SLICE: Final = 1_000
 _PUBLISH_SLICE: Final = 5_000
+# The bound on the brokers' time may sink a little from minute to minute; this is more.
+_SET_BACK_MS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,14 @@ class _Index:
     wheel: TimerWheel = field(default_factory=TimerWheel)
     timers: dict[int, _Timer] = field(default_factory=dict)
     by_session: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def turn_back(self, now_ms: int) -> None:
+        """The brokers' clock was ahead and has been put right: a wheel turns one way only."""
+        waiting = [timer_id for timer_id in self.timers if timer_id in self.wheel]
+        log.warning("the brokers' clock went back", by_ms=self.wheel.now_ms - now_ms)
+        self.wheel = TimerWheel(now_ms)
+        for timer_id in waiting:
+            self.wheel.schedule(timer_id, self.timers[timer_id].due_at_ms)
 
 
 class Timers:
@@ -148,11 +158,14 @@ class Timers:
             self._drop(index, record.session_id, name)
         for name, deadline in wanted.items():
             timer_id = known.get(name)
+            home = partition if record.home is None else record.home
             if timer_id is not None:
-                if index.timers[timer_id].generation == deadline.generation:
+                timer = index.timers[timer_id]
+                # What waits goes where the events arrive now; what is under way has been sent.
+                is_well_placed = timer.home == home or timer_id not in index.wheel
+                if timer.generation == deadline.generation and is_well_placed:
                     continue
                 self._drop(index, record.session_id, name)
-            home = partition if record.home is None else record.home
             timer = _Timer(record.session_id, name, deadline.generation, deadline.due_at_ms, home)
             self._add(index, timer, deadline.due_at_ms)
 
@@ -206,6 +219,9 @@ class Timers:
         if not self.engine.clock.known:
             return
         now_ms = self.engine.clock.now_ms()
+        for index in self._indexes.values():
+            if index.wheel.now_ms - now_ms > _SET_BACK_MS:
+                index.turn_back(now_ms)
         due = [
             index.timers[timer_id]
             for index in self._indexes.values()
@@ -222,8 +238,12 @@ class Timers:
 
     async def _sleep_until_next(self) -> None:
         """Wait for the next due time, or for word of an earlier one."""
-        dues = [index.wheel.next_due_at_ms() for index in self._indexes.values()]
-        nearest = min((due for due in dues if due is not None), default=None)
+        dues = [
+            max(due, index.wheel.now_ms)
+            for index in self._indexes.values()
+            if (due := index.wheel.next_due_at_ms()) is not None
+        ]
+        nearest = min(dues, default=None)
         wait_s = _IDLE_S
         if nearest is not None and self.engine.clock.known:
             wait_s = min(wait_s, max(0.0, self.engine.clock.wait_ms(nearest) / 1_000))

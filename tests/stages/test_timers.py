@@ -157,6 +157,42 @@ async def test_a_partition_that_stays_keeps_its_wheel(one: Ticking) -> None:
     assert await one.tick() == [("waits", "reply", 8)]
 
 
+async def test_a_deadline_goes_where_the_events_arrive_now(one: Ticking) -> None:
+    """G5: producers with another partitioner took over while it was armed; so did its way."""
+    armed = session("s", reply=(100, 7))
+    one.timers.follow(0, armed)
+    one.timers.follow(0, replace(armed, home=3))
+    one.at(100)
+    assert await one.tick() == [("s", "reply", 7)]
+    assert set(one.world.kafka.log) == {(DEADLINES, 3)}
+    one.timers.follow(0, replace(armed, home=1))
+    assert await one.tick() == []  # it is under way
+
+
+async def test_brokers_whose_clock_goes_back_hold_up_no_deadline(one: Ticking) -> None:
+    """G4, G11: a clock that was an hour ahead and is put right delays by minutes, not by the hour."""
+    hour = 3_600_000
+    rows = stored(session("early", reply=(2_000, 7)), session("later", reply=(400_000, 8)))
+    await one.timers.rebuild(0, rows)
+    one.at(1_000)
+    one.world.engine.clock.observe(NOW + 1_000 + hour)
+    assert await one.tick() == [("early", "reply", 7), ("later", "reply", 8)]
+    one.timers.again(0, "early", "reply", 1_000)  # so says the reducer, by the records' stamps
+    one.timers.again(0, "later", "reply", 399_000)
+    for at in (70_000, 140_000, 210_000):  # the bound forgets the hour
+        one.at(at)
+        one.world.engine.clock.observe(NOW + at)
+    assert await one.tick() == [("early", "reply", 7)]
+    one.timers.follow(0, session("new", reply=(300_000, 9)))
+    assert await one.tick() == []
+    one.at(300_000)
+    assert await one.tick() == [("new", "reply", 9)]
+    one.at(399_999)
+    assert await one.tick() == []
+    one.at(400_000)
+    assert await one.tick() == [("later", "reply", 8)]
+
+
 async def test_other_rows_get_another_wheel(one: Ticking) -> None:
     """G3, G9: what came back after another worker had it is rebuilt, and the old wheel is gone."""
     before = stored(session("s", reply=(100, 7)), session("gone", reply=(100, 8)))
