@@ -13,12 +13,17 @@ row behind it: whatever it believes is older than MIN_AGE_MS, and the fence refu
 
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
+
+from aiokafka.structs import TopicPartition
 
 from agents_stream.core.session import SessionRecord
 
 MIN_AGE_MS: Final = 86_400_000
 """A day: beyond all that a paused worker, or brokers' clocks that disagree, could make of it."""
+
+TOMBSTONES_KEPT_MS: Final = 43_200_000
+"""Half of the changelog's `delete.retention.ms`: what is younger has its tombstones still."""
 
 
 def may_leave(
@@ -36,3 +41,15 @@ def may_leave(
     if record.journal_offset >= journal_begin:
         return False
     return all(begins.get(place, math.inf) > offset for place, (offset, _) in record.seen.items())
+
+
+async def have_missed_tombstones(reader: Any, tp: TopicPartition, found: int, now_ms: int) -> bool:
+    """Whether rows on disk, complete up to `found`, may be of sessions that have left since.
+
+    Compaction drops a tombstone after a while; then nothing tells that its row must go.
+    """
+    since_ms = now_ms - TOMBSTONES_KEPT_MS
+    young = (await reader.offsets_for_times({tp: since_ms}))[tp]
+    end: int = (await reader.end_offsets([tp]))[tp]
+    written_on: int = end if young is None else young.offset
+    return found < written_on

@@ -99,7 +99,7 @@ class RocksStore:
         self._why = "not closed cleanly"
         self._resume = self._take_marker()
         if not trusted:
-            self._resume, self._why = None, "the changelog lost what they were made of"
+            self._resume, self._why = None, "the changelog tells no more what became of them"
         if self._resume is None and path.exists():
             log.warning("rows dropped", store=path.name, why=self._why)
             shutil.rmtree(path)

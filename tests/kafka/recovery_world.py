@@ -58,6 +58,17 @@ class FakeReader:
         """Where they end now."""
         return {tp: len(self.kafka.log[tuple(tp)]) for tp in tps}
 
+    async def offsets_for_times(
+        self, times: dict[TopicPartition, int]
+    ) -> dict[TopicPartition, SimpleNamespace | None]:
+        """The first record that is as young; one without a stamp has just been written."""
+        found: dict[TopicPartition, SimpleNamespace | None] = dict.fromkeys(times)
+        for tp, since_ms in times.items():
+            for offset, line in reversed(list(enumerate(self.kafka.log[tuple(tp)]))):
+                if line.timestamp_ms is None or line.timestamp_ms >= since_ms:
+                    found[tp] = SimpleNamespace(offset=offset)
+        return found
+
     async def position(self, tp: TopicPartition) -> int:
         """How far it has been read."""
         return self.positions[tp]
@@ -130,10 +141,13 @@ class Recovering:
         """The topic."""
         return SESSIONS_CHANGELOG
 
-    def wrote(self, partition: int, *rows: tuple[bytes, bytes | None]) -> None:
+    def wrote(
+        self, partition: int, *rows: tuple[bytes, bytes | None], at_ms: int | None = None
+    ) -> None:
         """Let the changelog have records."""
         for key, value in rows:
-            self.world.kafka.log[self.changelog, partition].append(Line(key, value))
+            line = Line(key, value, (), at_ms)
+            self.world.kafka.log[self.changelog, partition].append(line)
 
     async def assign(self, generation: int, *partitions: int) -> None:
         """A generation begins."""

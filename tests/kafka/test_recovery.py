@@ -134,6 +134,34 @@ async def test_rows_found_on_disk_are_read_on_from_their_offset(one: Recovering)
     assert one.table.changelog_offsets == {0: 2}
 
 
+@pytest.mark.parametrize(("age_h", "opened"), [(11, [0]), (13, [0, 0])])
+async def test_rows_that_may_have_missed_a_tombstone_are_dropped(
+    one: Recovering, age_h: int, opened: list[int]
+) -> None:
+    """G8: a session left while this worker was away, and compaction has dropped its tombstone."""
+    now_ms = 1_700_000_000_000
+    one.world.engine.clock.observe(now_ms)
+    one.wrote(0, (b"k", row(1)), (b"another", row(2)), at_ms=now_ms - age_h * 3_600_000)
+    one.wrote(0, (b"new", row(3)), at_ms=now_ms)
+    one.table.found[0] = 1  # of what came next, a tombstone may be gone
+    await one.assign(1, 0)
+    await one.settle()
+    assert one.table.opened == opened
+    assert one.table.row(0, b"new") == row(3)
+    assert one.world.engine.journal_again == {}
+
+
+async def test_rows_of_a_partition_that_rested_are_kept_however_old(one: Recovering) -> None:
+    """Nothing has been written since, so nothing was missed."""
+    now_ms = 1_700_000_000_000
+    one.world.engine.clock.observe(now_ms)
+    one.wrote(0, (b"k", row(1)), at_ms=1)
+    one.table.found[0] = 1
+    await one.assign(1, 0)
+    await one.settle()
+    assert one.table.opened == [0]
+
+
 async def test_rows_ahead_of_the_changelog_are_dropped_and_the_journal_read_again(
     one: Recovering,
 ) -> None:

@@ -170,7 +170,7 @@ async def test_a_deadline_goes_where_the_events_arrive_now(one: Ticking) -> None
 
 
 async def test_brokers_whose_clock_goes_back_hold_up_no_deadline(one: Ticking) -> None:
-    """G4, G11: a clock that was an hour ahead and is put right delays by minutes, not by the hour."""
+    """G4, G11: a clock that was an hour ahead and is put right delays by minutes."""
     hour = 3_600_000
     rows = stored(session("early", reply=(2_000, 7)), session("later", reply=(400_000, 8)))
     await one.timers.rebuild(0, rows)
