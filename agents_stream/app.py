@@ -252,7 +252,7 @@ async def run_worker(
     """
     resumption = resumption or Resumption(allowed=False)
     when_unreachable(resumption.begin_anew)
-    worker = Worker(settings, resumption)
+    worker = Worker(resumption.settings_of_this_life(settings), resumption)
     starting: asyncio.Task[Any] = asyncio.create_task(worker.start())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)

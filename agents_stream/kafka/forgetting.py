@@ -43,13 +43,16 @@ def may_leave(
     return all(begins.get(place, math.inf) > offset for place, (offset, _) in record.seen.items())
 
 
-async def have_missed_tombstones(reader: Any, tp: TopicPartition, found: int, now_ms: int) -> bool:
-    """Whether rows on disk, complete up to `found`, may be of sessions that have left since.
+async def must_be_read_anew(
+    reader: Any, tp: TopicPartition, found: int, end: int, now_ms: int
+) -> bool:
+    """Whether rows on disk, complete up to `found`, are not to be read on from there.
 
-    Compaction drops a tombstone after a while; then nothing tells that its row must go.
+    Sessions may have left since, and compaction drops a tombstone after a while: then nothing
+    tells that its row must go. Beyond the end the changelog tells nothing at all.
     """
-    since_ms = now_ms - TOMBSTONES_KEPT_MS
+    if found >= end:
+        return found > end
+    since_ms = max(0, now_ms - TOMBSTONES_KEPT_MS)
     young = (await reader.offsets_for_times({tp: since_ms}))[tp]
-    end: int = (await reader.end_offsets([tp]))[tp]
-    written_on: int = end if young is None else young.offset
-    return found < written_on
+    return young is None or bool(found < young.offset)

@@ -37,7 +37,7 @@ from agents_stream.kafka import metrics
 from agents_stream.kafka.appender import Appender, Line, Pending
 from agents_stream.kafka.connection import client_options
 from agents_stream.kafka.fail_stop import Standstill, exit_code_of, fail_stop
-from agents_stream.kafka.forgetting import have_missed_tombstones
+from agents_stream.kafka.forgetting import must_be_read_anew
 from agents_stream.kafka.marks import Change
 from agents_stream.kafka.row_fold import RowFold
 from agents_stream.kafka.starting import JOURNAL_AGAIN, changelog_anew, tell
@@ -231,18 +231,15 @@ class ChangelogRecovery(Service):
             beginnings = await reader.beginning_offsets(list(tps))
             ends = await reader.end_offsets(list(tps))
             for tp, store in tps.items():
-                found = store.resume_offset()
-                start = beginnings[tp] if found is None else max(found, beginnings[tp])
-                has_lost = start > ends[tp]
-                if has_lost:
+                found, now_ms = store.resume_offset() or 0, self.engine.clock.now_ms()
+                if found > ends[tp]:
                     # Of this changelog, by the marker's incarnation: so it has lost its tail.
                     lost.add(tp.partition)
-                now_ms = self.engine.clock.now_ms()
-                if has_lost or (found and await have_missed_tombstones(reader, tp, found, now_ms)):
+                if found and await must_be_read_anew(reader, tp, found, ends[tp], now_ms):
                     self.table.close_partition(tp.partition, complete=False)
                     tps[tp] = stores[tp.partition] = self.table.open(tp.partition, trusted=False)
-                    start = beginnings[tp]
-                reader.seek(tp, start)
+                    found = 0
+                reader.seek(tp, max(found, beginnings[tp]))
             beaten, last = await self._read(reader, tps, ends)
         finally:
             await reader.stop()

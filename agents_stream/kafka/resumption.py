@@ -61,6 +61,10 @@ class Resumption:
             else:
                 return
 
+    def settings_of_this_life(self, settings: Settings) -> Settings:
+        """What was said for one start (START_FROM) answers no question of a later life."""
+        return settings if self.deaths == 0 else settings.model_copy(update={"start_from": None})
+
     def ready(self) -> None:
         """Note that this life has come so far that it works."""
         self._ready_at = time.monotonic()

@@ -63,6 +63,15 @@ def test_the_pause_grows_with_quick_deaths_and_health_ends_that(
     assert Resumption(allowed=True).pause_s == 0.5
 
 
+def test_what_is_said_for_one_start_is_said_for_one_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """G6: what Kafka is when it comes back may ask a question that nobody has answered."""
+    told = Settings(start_from="latest", partitions=3)
+    assert Resumption(allowed=True).settings_of_this_life(told) is told
+    monkeypatch.setenv(VARIABLE, "1")
+    later = Resumption(allowed=True).settings_of_this_life(told)
+    assert (later.start_from, later.partitions) == (None, 3)
+
+
 async def test_a_later_life_waits_for_kafka_without_a_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -177,6 +177,22 @@ class SimConsumer:
         """Where partitions end: each broker is asked, and answers at its own moment."""
         return await self._bounds(list(tps), lambda tp: self.world.cluster.logs[tp].end)
 
+    async def offsets_for_times(self, times: Mapping[Any, int]) -> dict[Any, Any]:
+        """The first record that is as young, for each partition; None where none is."""
+
+        def first(tp: tuple[str, int]) -> int:
+            since_ms = times[TopicPartition(*tp)]
+            young = (
+                one for one in self.world.cluster.logs[tp].records if one.timestamp >= since_ms
+            )
+            return next((one.offset for one in young), -1)
+
+        found = await self._bounds(list(times), first)
+        return {
+            tp: None if offset < 0 else SimpleNamespace(offset=offset)
+            for tp, offset in found.items()
+        }
+
     async def _bounds(
         self, tps: Sequence[Any], bound: Callable[[tuple[str, int]], int]
     ) -> dict[Any, int]:

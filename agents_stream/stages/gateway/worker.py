@@ -78,8 +78,9 @@ async def run_gateway(
         BrokerUnreachable: Kafka does not answer, or has stopped answering.
 
     """
-    plan = _plan(settings)
     resumption = resumption or Resumption(allowed=False)
+    settings = resumption.settings_of_this_life(settings)
+    plan = _plan(settings)
     await asyncio.sleep(resumption.pause_s)
     # httpx logs each URL at INFO; ours may carry a customer's or a tool's secret.
     logging.getLogger("httpx").setLevel(logging.WARNING)
