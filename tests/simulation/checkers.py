@@ -39,6 +39,8 @@ _ANSWERED: Final = ("data_collection.reply", "promos.reply")
 _KNOWN_ENDS: Final = re.compile(
     r"killed|stopped|the lights go out|worker stopped while it was starting"
     r"|Kafka refused a record of the table as too old|.*KafkaTimeoutError|BrokerUnreachable"
+    # Asleep between the question for the offsets and that for the ends, in its first generation.
+    r"|the group agents-stream has no committed offset on session.actions"
     r"|a stage did not finish its batch within|the worker did not stop within|watchdog: "
 )
 BACK_S: Final = 45.0

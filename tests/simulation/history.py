@@ -29,6 +29,7 @@ class Applied:
     source: Stored
     before: SessionRecord | None
     decision: Decision
+    again: bool
 
     @property
     def first(self) -> bool:
@@ -37,8 +38,11 @@ class Applied:
 
     @property
     def counts(self) -> bool:
-        """Whether its place matters: what is too large changes nothing, wherever it stands."""
-        return self.first and "state_too_large" not in self.decision.reasons
+        """Whether its place in the order matters: the first of its copies, and no duplicate.
+
+        A copy of what left no record behind is not known as one; it changes nothing again.
+        """
+        return self.first and not self.again
 
     @property
     def actions(self) -> list[dict[str, Any]]:
@@ -109,6 +113,7 @@ class History:
         for session, offset, _ in written:
             offsets[session].add(offset)
         records: dict[str, SessionRecord | None] = {}
+        known: set[Place] = set()
         for stored in self.world.cluster.records(JOURNAL):
             entry = decode_entry(stored.value or b"")
             session, before = entry.session_id, records.get(entry.session_id)
@@ -116,8 +121,9 @@ class History:
             decision = apply(before, entry, at)
             place = (entry.source.topic, entry.source.partition, entry.source.offset)
             self.applied[session].append(
-                Applied(entry, at.offset, self.inputs[place], before, decision)
+                Applied(entry, at.offset, self.inputs[place], before, decision, place in known)
             )
+            known.add(place)
             after = decision.record
             records[session] = None if after is None else replace(after, outbox={})
             if after is not None and at.offset in offsets[session]:
