@@ -222,6 +222,9 @@ class Cluster:
             for rank, spec in enumerate(load_topics().specs)
             for number in range(partitions)
         }
+        self._topics: dict[str, list[Partition]] = {}
+        for log in self.logs.values():
+            self._topics.setdefault(log.topic, []).append(log)
 
     def clock_ms(self, broker: int) -> int:
         """A broker's own clock."""
@@ -237,7 +240,7 @@ class Cluster:
 
     def topic(self, name: str) -> list[Partition]:
         """A topic's partitions."""
-        return [log for (topic, _), log in self.logs.items() if topic == name]
+        return self._topics[name]
 
     def records(self, name: str) -> list[Stored]:
         """Everything that a topic holds and shows, partition by partition."""

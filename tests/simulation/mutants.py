@@ -234,6 +234,7 @@ MUTANTS: Final = (
         RECOVERY,
         "        self.engine.membership.forget()\n",
         "",
+        "tests/kafka/test_recovery.py::test_each_generation_is_proven_anew",
     ),
     Mutant(
         "the wheel is not rebuilt",
