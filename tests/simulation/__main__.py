@@ -1,7 +1,6 @@
 """`python -m tests.simulation --seeds 10000`: many worlds, over all processors."""
 
 import argparse
-import gc
 import multiprocessing
 import os
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tests.simulation.runs import REQUIRED, Run, run_seed, shrink, told
+from tests.simulation.runs import REQUIRED, Run, collect_seldom, run_seed, shrink, told
 
 ENOUGH_SEEDS = 250
 
@@ -59,17 +58,11 @@ def main() -> int:
 def _runs(seeds: range, jobs: int) -> Iterator[Run]:
     """Every seed's run, as they come."""
     if jobs == 1:
-        _collect_seldom()
+        collect_seldom()
         yield from map(run_seed, seeds)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, _collect_seldom) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, collect_seldom) as pool:
         yield from pool.imap_unordered(run_seed, seeds, chunksize=4)
-
-
-def _collect_seldom() -> None:
-    """Worlds are full of cycles and short: looking for garbage all the time costs a sixth."""
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def _asked() -> argparse.Namespace:
